@@ -1,0 +1,104 @@
+"""Batches of environments that reset themselves from a pool of fresh starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from envs.core import Env, EnvSpec, State
+from rdp_jax import guard
+from rdp_jax.types import Stepped
+
+Array = jax.Array
+
+
+def fresh_pool(env: Env, key: Array, n: int, params: Any) -> State:
+    """`n` fresh starts, `(n, ...)`; entry `i` depends on `key` and `i` alone.
+
+    A reset can cost far more than a step (kinematics, settling), and under `vmap` would be paid at every step by every
+    environment; a pool pays it `n` times per rollout.
+    """
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+    return jax.vmap(env.reset, in_axes=(0, None))(keys, params)
+
+
+def auto_reset_step(env: Env, pool: State, state: State, action: Array, params: Any) -> Stepped:
+    """Steps `(B,)` environments with `action (B, Da)` and replaces the ended ones by entries of `pool`.
+
+    An episode ends where it is terminated, truncated, or where the numbers broke (non-finite observation or reward, or
+    `physics.diverged`); the last is masked, paid nothing, counted and terminated.  Physics, task state and observations are
+    all taken from the pool; the key stays the environment's own, so that two copies of one entry part ways.
+    """
+    after = jax.vmap(env.step, in_axes=(0, 0, None))(state, action, params)
+    diverged = ~guard.finite_rows((after.obs, after.reward))
+    flag = getattr(after.physics, "diverged", None)
+    if flag is not None:
+        diverged = diverged | flag
+    terminated = after.terminated | diverged
+    truncated = after.truncated & ~terminated
+    return Stepped(
+        state=_replace_rows(pool, after, terminated | truncated),
+        final_obs=guard.mask_rows(~diverged, after.obs),
+        reward=jnp.where(diverged, 0.0, after.reward),
+        terminated=terminated,
+        truncated=truncated,
+        diverged=diverged,
+        metrics=guard.mask_rows(~diverged, after.metrics),
+    )
+
+
+def _replace_rows(pool: State, state: State, ended: Array) -> State:
+    """Rows of `state (B, ...)` where not `ended (B,)`, else random rows of `pool (n, ...)` under a new key."""
+    n = pool.reward.shape[0]
+
+    def draw(key):
+        key, pick = jax.random.split(key)
+        return key, jax.random.randint(pick, (), 0, n)
+
+    keys, index = jax.vmap(draw)(state.key)
+
+    def leaf(path, fresh, old):
+        if fresh.shape[1:] != old.shape[1:] or fresh.dtype != old.dtype:
+            name = jax.tree_util.keystr(path)
+            raise TypeError(f"State{name}: reset gives {fresh.dtype}{fresh.shape[1:]}, step {old.dtype}{old.shape[1:]}")
+        return guard.where_rows(ended, fresh[index], old)
+
+    replaced = jax.tree_util.tree_map_with_path(leaf, pool.replace(key=()), state.replace(key=()))
+    return replaced.replace(key=_where_keys(ended, keys, state.key))
+
+
+def _where_keys(mask: Array, a: Array, b: Array) -> Array:
+    """As `where_rows`, for typed or raw `uint32` keys."""
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        return jnp.where(mask, a, b)
+    return guard.where_rows(mask, a, b)
+
+
+class AutoReset:
+    """An environment as `rdp_jax.types.VectorEnv`: the one object a learner is given."""
+
+    def __init__(self, env: Env):
+        self.env = env
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Static facts of the wrapped environment."""
+        return self.env.spec
+
+    def default_params(self) -> Any:
+        """Parameters of the wrapped environment."""
+        return self.env.default_params()
+
+    def reset(self, keys: Array, params: Any) -> State:
+        """`(B,)` keys -> batched state."""
+        return jax.vmap(self.env.reset, in_axes=(0, None))(keys, params)
+
+    def fresh_pool(self, key: Array, n: int, params: Any) -> State:
+        """See `fresh_pool`."""
+        return fresh_pool(self.env, key, n, params)
+
+    def step(self, pool: State, state: State, action: Array, params: Any) -> Stepped:
+        """See `auto_reset_step`."""
+        return auto_reset_step(self.env, pool, state, action, params)

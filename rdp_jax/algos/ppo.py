@@ -1,0 +1,351 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) of a Gaussian MLP with an asymmetric critic.
+
+One call of `update` is one iteration, compiled once: fresh reset pool -> rollout scan -> GAE -> epoch scan -> minibatch scan.
+The learning rate follows the KL divergence of the policy, as in Rudin et al. 2022 (arXiv:2109.11978).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from rdp_jax import guard, minibatch, normalize, parallel, rollout
+from rdp_jax.config import ConfigError, chosen, ranged, validate
+from rdp_jax.gae import gae
+from rdp_jax.nets import gaussian, mlp
+from rdp_jax.types import Transition, VectorEnv
+
+Array = jax.Array
+GROUPS = ("actor", "critic")
+MAX_LOG_RATIO = 20.0  # e^20 is far beyond any clip, and far from overflow
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """Settings of PPO."""
+
+    num_envs: int = ranged(256, 1, 2**20, "environments, over all devices")
+    unroll_length: int = ranged(32, 1, 4096, "environment steps per environment and iteration")
+    epochs: int = ranged(4, 1, 100, "passes over a rollout")
+    minibatches: int = ranged(4, 1, 4096, "minibatches per epoch")
+    gamma: float = ranged(0.98, 0.0, 1.0, "discount per step")
+    gae_lambda: float = ranged(0.95, 0.0, 1.0, "lambda of GAE")
+    clip: float = ranged(0.2, 0.0, 1.0, "PPO clip of the ratio")
+    entropy_coef: float = ranged(5e-4, 0.0, 1.0, "weight of the entropy bonus")
+    value_coef: float = ranged(1.0, 0.0, 100.0, "weight of the value loss")
+    max_grad_norm: float = ranged(1.0, 1e-6, 1e6, "largest gradient norm, actor and critic apart")
+    lr: float = ranged(1e-3, 1e-8, 1.0, "first learning rate")
+    lr_min: float = ranged(2e-4, 1e-8, 1.0, "least learning rate; equal to lr_max for a fixed one")
+    lr_max: float = ranged(3e-3, 1e-8, 1.0, "largest learning rate")
+    target_kl: float = ranged(0.02, 1e-6, 10.0, "KL per minibatch that the learning rate aims at", "nat")
+    init_std: float = ranged(0.4, 1e-3, 10.0, "first standard deviation of the policy")
+    min_std: float = ranged(0.05, 1e-4, 10.0, "least standard deviation of the policy")
+    max_std: float = ranged(2.0, 1e-3, 100.0, "largest standard deviation of the policy")
+    actor_sizes: tuple[int, ...] = ranged((256, 128), 1, 65536, "hidden widths of the policy")
+    critic_sizes: tuple[int, ...] = ranged((256, 128), 1, 65536, "hidden widths of the critic")
+    reset_pool: int = ranged(64, 1, 2**20, "fresh starts per iteration")
+    shuffle_groups: int = ranged(4, 1, 4096, "blocks of environments shuffled apart; a multiple of the device count")
+    matmul_precision: str = chosen("highest", ("default", "high", "highest"), "precision of float32 products")
+
+    def check(self) -> None:
+        """Fields that must fit each other."""
+        if self.num_envs % self.shuffle_groups:
+            raise ConfigError("num_envs", self.num_envs, f"a multiple of shuffle_groups={self.shuffle_groups}")
+        samples = self.unroll_length * self.num_envs // self.shuffle_groups
+        if samples % self.minibatches:
+            raise ConfigError("minibatches", self.minibatches, f"a divisor of {samples} samples per shuffle group")
+        if not self.lr_min <= self.lr <= self.lr_max:
+            raise ConfigError("lr", self.lr, f"{self.lr_min} .. {self.lr_max} (lr_min .. lr_max)")
+        if not self.min_std <= self.init_std <= self.max_std:
+            raise ConfigError("init_std", self.init_std, f"{self.min_std} .. {self.max_std} (min_std .. max_std)")
+
+
+@struct.dataclass
+class LearnerState:
+    """Everything a run consists of; a checkpoint holds all of it.
+
+    Attributes:
+      params: `{"actor", "critic"}` network parameters.
+      opt_state: Adam moments.
+      normalizer: group -> `Normalizer`, frozen inside an iteration.
+      env: environments, `(B, ...)`, the only part that is sharded, with `episode`.
+      episode: running sums of their episodes.
+      key: random key of the run, never consumed: iteration `i` folds `i` into it.
+      iteration: `()` int32.  Environment steps follow from it, see `env_steps`: a counter of them would overflow.
+      skipped: `()` int32, gradient steps refused so far because they were not finite.
+      lr: `()` float32.
+    """
+
+    params: Mapping[str, Any]
+    opt_state: Any
+    normalizer: Mapping[str, normalize.Normalizer]
+    env: Any
+    episode: rollout.Episode
+    key: Array
+    iteration: Array
+    skipped: Array
+    lr: Array
+
+
+@struct.dataclass
+class Batch:
+    """Samples of the loss, `(N, ...)`; observations normalised."""
+
+    actor_obs: Array
+    critic_obs: Array
+    action: Array
+    log_prob: Array
+    mean: Array
+    advantage: Array
+    target: Array
+
+
+def state_spec() -> LearnerState:
+    """Partition specs: a prefix tree of `LearnerState`."""
+    everywhere, split = P(), P(parallel.AXIS)
+    return LearnerState(everywhere, everywhere, everywhere, split, split, everywhere, everywhere, everywhere, everywhere)
+
+
+def env_steps(config: PPOConfig, state: LearnerState) -> int:
+    """Environment steps so far, as a Python integer without a limit."""
+    return int(state.iteration) * config.unroll_length * config.num_envs
+
+
+def check_layout(config: PPOConfig, mesh: Mesh | None) -> None:
+    """Raises `ConfigError` if the config is wrong or its groups do not divide over the devices."""
+    validate(config)
+    if config.shuffle_groups % parallel.size(mesh):
+        raise ConfigError("shuffle_groups", config.shuffle_groups, f"a multiple of {parallel.size(mesh)} devices")
+
+
+def init(key: Array, config: PPOConfig, env: VectorEnv, env_params: Any, mesh: Mesh | None = None) -> LearnerState:
+    """First state of a run; the same for any number of devices.  Raises `ConfigError`."""
+    check_layout(config, mesh)
+    env_params = parallel.strong(env_params)
+
+    def local(key, env_params):
+        actor_key, critic_key, env_key, run_key = jax.random.split(key, 4)
+        dims = env.spec.obs_dims
+        actor = mlp.GaussianActor(env.spec.action_dim, config.actor_sizes, config.init_std)
+        params = {
+            "actor": actor.init(actor_key, jnp.zeros((1, dims["actor"])))["params"],
+            "critic": mlp.Critic(config.critic_sizes).init(critic_key, jnp.zeros((1, dims["critic"])))["params"],
+        }
+        indices = parallel.local_indices(config.num_envs, mesh)
+        return parallel.strong(
+            LearnerState(
+                params=params,
+                opt_state=optax.scale_by_adam().init(params),
+                normalizer={name: normalize.create(dims[name]) for name in GROUPS},
+                env=env.reset(parallel.fold_each(env_key, indices), env_params),
+                episode=rollout.begin(indices.shape[0]),
+                key=run_key,
+                iteration=jnp.int32(0),
+                skipped=jnp.int32(0),
+                lr=jnp.float32(config.lr),
+            )
+        )
+
+    return jax.jit(parallel.shard(local, mesh, (P(), P()), state_spec()))(key, env_params)
+
+
+def policy(params: Mapping, normalizer: Mapping, obs: Mapping[str, Array], key: Array | None = None) -> Array:
+    """Action of the policy, from weights alone (no config); pure, for evaluation and inside other environments.
+
+    Args:
+      params: `LearnerState.params` (only `actor` is read).
+      normalizer: `LearnerState.normalizer` (only `actor` is read).
+      obs: observation groups; `actor` is `(..., Do)`.
+      key: samples the action; `None` for the mean.
+
+    Returns:
+      `(..., Da)`.
+    """
+    mean, log_std = mlp.apply_actor(params["actor"], normalize.apply(normalizer["actor"], obs["actor"]))
+    return mean if key is None else mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+
+
+class Update:
+    """One iteration, compiled at the first call: `(LearnerState, env_params) -> (LearnerState, metrics)`.
+
+    The given state is donated: its buffers are gone afterwards.  `env_params` may change from call to call.
+    """
+
+    def __init__(self, config: PPOConfig, env: VectorEnv, mesh: Mesh | None = None):
+        check_layout(config, mesh)
+
+        def update(state, env_params):
+            with jax.default_matmul_precision(config.matmul_precision):
+                return _iterate(config, env, mesh, state, env_params)
+
+        self.compiled = jax.jit(
+            parallel.shard(update, mesh, (state_spec(), P()), (state_spec(), P())), donate_argnums=0
+        )
+
+    def __call__(self, state: LearnerState, env_params: Any) -> tuple[LearnerState, dict[str, Array]]:
+        return self.compiled(state, parallel.strong(env_params))
+
+    def cache_size(self) -> int:
+        """Compiled versions; one in a healthy run."""
+        return self.compiled._cache_size()
+
+
+def make_update(config: PPOConfig, env: VectorEnv, mesh: Mesh | None = None) -> Update:
+    """The update of this config; `mesh` as given to `init`.  Raises `ConfigError`."""
+    return Update(config, env, mesh)
+
+
+def _iterate(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: LearnerState, env_params: Any):
+    """Body of `Update`, on one device's share of the environments."""
+    axis = parallel.axis_of(mesh)
+    pool_key, noise_key, shuffle_key = jax.random.split(jax.random.fold_in(state.key, state.iteration), 3)
+    indices = parallel.local_indices(config.num_envs, mesh)
+    shape = (config.unroll_length, env.spec.action_dim)
+    noise = jax.vmap(lambda k: jax.random.normal(k, shape), out_axes=1)(parallel.fold_each(noise_key, indices))
+    pool = env.fresh_pool(pool_key, config.reset_pool, env_params)
+
+    def act(obs, eps):
+        mean, log_std = mlp.apply_actor(state.params["actor"], normalize.apply(state.normalizer["actor"], obs["actor"]))
+        action = mean + jnp.exp(log_std) * eps
+        return action, gaussian.log_prob(action, mean, log_std), mean
+
+    env_state, episode, data, stats = rollout.collect(env, act, state.env, state.episode, pool, noise, env_params)
+    batch, value_metrics = _prepare(config, axis, state, data)
+    params, opt_state, lr, skipped, loss_metrics = _learn(config, mesh, state, batch, shuffle_key)
+    new = LearnerState(
+        params=params,
+        opt_state=opt_state,
+        normalizer={name: normalize.merge(state.normalizer[name], data.obs[name], axis) for name in GROUPS},
+        env=env_state,
+        episode=episode,
+        key=state.key,
+        iteration=state.iteration + 1,
+        skipped=state.skipped + skipped,
+        lr=lr,
+    )
+    metrics = {
+        **rollout.summarize(parallel.psum(stats, axis)),
+        **value_metrics,
+        **loss_metrics,
+        "policy/std": jnp.exp(params["actor"]["log_std"]).mean(),
+        "guard/skipped_updates": skipped.astype(jnp.float32),
+        "lr": lr,
+    }
+    return new, metrics
+
+
+def _prepare(config: PPOConfig, axis: str | None, state: LearnerState, data: Transition) -> tuple[Batch, dict]:
+    """Values, advantages and normalised observations of a rollout `(T, B, ...)`."""
+    critic_obs = normalize.apply(state.normalizer["critic"], data.obs["critic"])
+    # All values in two large products, after the rollout: small ones inside the scan would cost more.
+    value = mlp.apply_critic(state.params["critic"], critic_obs)
+    final = normalize.apply(state.normalizer["critic"], data.final_obs)
+    next_value = mlp.apply_critic(state.params["critic"], final)
+    advantage, target = gae(
+        data.reward, value, next_value, data.terminated, data.truncated, config.gamma, config.gae_lambda
+    )
+    mean, variance = moments(advantage, axis)
+    _, unexplained = moments(target - value, axis)
+    target_mean, target_variance = moments(target, axis)
+    batch = Batch(
+        actor_obs=normalize.apply(state.normalizer["actor"], data.obs["actor"]),
+        critic_obs=critic_obs,
+        action=data.action,
+        log_prob=data.log_prob,
+        mean=data.mean,
+        advantage=(advantage - mean) / (jnp.sqrt(variance) + 1e-8),
+        target=target,
+    )
+    explained = 1.0 - unexplained / jnp.maximum(target_variance, 1e-12)
+    return batch, {"value/explained_variance": explained, "value/target_mean": target_mean}
+
+
+def moments(x: Array, axis: str | None) -> tuple[Array, Array]:
+    """Mean and variance of all elements, over all devices, in two passes."""
+    mean = parallel.pmean(x.mean(), axis)
+    return mean, parallel.pmean(jnp.square(x - mean).mean(), axis)
+
+
+def loss(config: PPOConfig, old_log_std: Array, params: Mapping, batch: Batch) -> tuple[Array, dict[str, Array]]:
+    """PPO loss of a minibatch `(N, ...)`, and what is worth logging about it."""
+    mean, log_std = mlp.apply_actor(params["actor"], batch.actor_obs)
+    log_prob = gaussian.log_prob(batch.action, mean, log_std)
+    chex.assert_equal_shape([log_prob, batch.log_prob, batch.advantage])
+    ratio = jnp.exp(jnp.clip(log_prob - batch.log_prob, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
+    policy_loss = -jnp.minimum(ratio * batch.advantage, clipped * batch.advantage).mean()
+    value_loss = jnp.square(mlp.apply_critic(params["critic"], batch.critic_obs) - batch.target).mean()
+    entropy = gaussian.entropy(log_std)
+    total = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+    return total, {
+        "loss/policy": policy_loss,
+        "loss/value": value_loss,
+        "policy/entropy": entropy,
+        "policy/kl": gaussian.kl(batch.mean, old_log_std, mean, log_std).mean(),
+        "policy/clip_fraction": (jnp.abs(ratio - 1.0) > config.clip).mean(dtype=jnp.float32),
+        "policy/ratio_error": jnp.abs(ratio - 1.0).max(),
+    }
+
+
+def adapt_lr(config: PPOConfig, lr: Array, kl: Array) -> Array:
+    """Learning rate after a minibatch with this `kl`: down above twice the target, up below half of it."""
+    lr = jnp.where(kl > 2.0 * config.target_kl, lr / 1.5, jnp.where(kl < 0.5 * config.target_kl, lr * 1.5, lr))
+    return jnp.clip(lr, config.lr_min, config.lr_max)
+
+
+def _clip_norm(tree: Any, limit: float) -> tuple[Any, Array]:
+    """Scales a gradient down to the norm `limit`; also its norm before."""
+    norm = optax.tree.norm(tree)
+    scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda g: g * scale, tree), norm
+
+
+def _learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batch: Batch, key: Array):
+    """Epochs of minibatches over the rollout `batch (T, B, ...)`."""
+    axis = parallel.axis_of(mesh)
+    group_ids = parallel.local_indices(config.shuffle_groups, mesh)
+    batch = minibatch.to_groups(batch, group_ids.shape[0])
+    samples = batch.log_prob.shape[1]
+    old_log_std = state.params["actor"]["log_std"]
+    low, high = math.log(config.min_std), math.log(config.max_std)
+
+    def step(carry, minibatch_data):
+        params, opt_state, lr, skipped = carry
+        grad_fn = jax.value_and_grad(lambda p: loss(config, old_log_std, p, minibatch_data), has_aux=True)
+        (total, info), grads = grad_fn(params)
+        ratio_error = parallel.pmax(info.pop("policy/ratio_error"), axis)
+        total, info, grads = parallel.pmean((total, info, grads), axis)
+        finite = guard.all_finite((total, grads))
+        clipped = {name: _clip_norm(grads[name], config.max_grad_norm) for name in GROUPS}
+        grads = {name: clipped[name][0] for name in GROUPS}
+        lr = jnp.where(finite, adapt_lr(config, lr, info["policy/kl"]), lr)
+        updates, new_opt_state = optax.scale_by_adam().update(grads, opt_state)
+        new_params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
+        new_params["actor"]["log_std"] = jnp.clip(new_params["actor"]["log_std"], low, high)
+        # A gradient that is not finite changes nothing, not even Adam's moments.
+        params = guard.choose(finite, new_params, params)
+        opt_state = guard.choose(finite, new_opt_state, opt_state)
+        info |= {f"grad_norm/{name}": clipped[name][1] for name in GROUPS}
+        return (params, opt_state, lr, skipped + ~finite), (info, ratio_error)
+
+    def epoch(carry, epoch_key):
+        order = minibatch.permutations(epoch_key, group_ids, samples)
+        return jax.lax.scan(step, carry, minibatch.take(batch, order, config.minibatches))
+
+    carry = (state.params, state.opt_state, state.lr, jnp.int32(0))
+    carry, (info, ratio_error) = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
+    metrics = {name: value.mean() for name, value in info.items()}
+    # The first minibatch comes before any gradient step: its ratios are one.
+    metrics["policy/first_ratio_error"] = ratio_error[0, 0]
+    metrics["policy/kl_last"] = info["policy/kl"][-1, -1]
+    return *carry, metrics

@@ -1,0 +1,43 @@
+"""Minibatches that are the same sets of samples on any number of devices.
+
+Environments form `G` fixed groups; each device holds whole groups, each group is shuffled by its own key and gives an equal share to
+every minibatch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rdp_jax import parallel
+
+Array = jax.Array
+
+
+def to_groups(tree: Any, groups: int) -> Any:
+    """`(T, B, ...)` -> `(groups, T * B / groups, ...)` for this device's `groups`."""
+
+    def leaf(x):
+        steps, envs = x.shape[:2]
+        x = x.reshape(steps, groups, envs // groups, *x.shape[2:])
+        return jnp.moveaxis(x, 1, 0).reshape(groups, steps * (envs // groups), *x.shape[3:])
+
+    return jax.tree.map(leaf, tree)
+
+
+def permutations(key: Array, group_indices: Array, samples: int) -> Array:
+    """`(groups, samples)` int32, one permutation for each global group index."""
+    keys = parallel.fold_each(key, group_indices)
+    return jax.vmap(lambda k: jax.random.permutation(k, samples))(keys)
+
+
+def take(tree: Any, order: Array, minibatches: int) -> Any:
+    """`(groups, N, ...)` in the order `(groups, N)` -> `(M, groups * N / M, ...)`."""
+    groups, samples = order.shape
+    share = samples // minibatches
+    # Flat row numbers, minibatch first: one gather per leaf, and no transpose of the data afterwards.
+    rows = order + samples * jnp.arange(groups, dtype=order.dtype)[:, None]
+    rows = rows.reshape(groups, minibatches, share).swapaxes(0, 1).reshape(minibatches, groups * share)
+    return jax.tree.map(lambda x: x.reshape(groups * samples, *x.shape[2:])[rows], tree)

@@ -1,0 +1,112 @@
+"""Data parallelism over a one-axis mesh: environments and minibatches sharded, parameters replicated.
+
+Every function takes the axis name, and `None` stands for one device: the same code then runs without `shard_map` and without
+collectives.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXIS = "data"
+Array = jax.Array
+
+
+def init_distributed() -> bool:
+    """Joins a multi-process run when `RDP_COORDINATOR` (host:port), `RDP_NUM_PROCESSES` and `RDP_PROCESS_ID` are set.
+
+    Must run before any other use of JAX.  Returns whether it joined.  Raises `ValueError` when only some are set.
+    """
+    names = ("RDP_COORDINATOR", "RDP_NUM_PROCESSES", "RDP_PROCESS_ID")
+    given = [os.environ.get(name) for name in names]
+    if not any(given):
+        return False
+    if not all(given):
+        missing = [name for name, value in zip(names, given, strict=True) if not value]
+        raise ValueError(f"a multi-process run needs all of {', '.join(names)}; missing {', '.join(missing)}")
+    jax.distributed.initialize(given[0], num_processes=int(given[1]), process_id=int(given[2]))
+    return True
+
+
+def make_mesh(devices: int | None = None) -> Mesh | None:
+    """Mesh over the first `devices` devices (all of them when `None`); `None` for a single one."""
+    available = jax.devices()
+    count = len(available) if devices is None else devices
+    if not 1 <= count <= len(available):
+        raise ValueError(f"devices={count}, allowed 1..{len(available)}")
+    return Mesh(np.array(available[:count]), (AXIS,)) if count > 1 else None
+
+
+def axis_of(mesh: Mesh | None) -> str | None:
+    """Axis name for the reductions, `None` for one device."""
+    return AXIS if size(mesh) > 1 else None
+
+
+def size(mesh: Mesh | None) -> int:
+    """Devices of the mesh."""
+    return 1 if mesh is None else mesh.size
+
+
+def shard(function: Callable, mesh: Mesh | None, in_specs: Any, out_specs: Any) -> Callable:
+    """`jax.shard_map` over the mesh, or `function` itself on one device.
+
+    Replication is not checked by type (`check_vma=False`): gradients stay local until `pmean`, as the code says.
+    """
+    if size(mesh) == 1:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def put(tree: Any, specs: Any, mesh: Mesh | None) -> Any:
+    """Places `tree` by the prefix tree of partition specs, as `shard` will want it."""
+    if size(mesh) == 1:
+        return tree
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+    return jax.device_put(tree, shardings)
+
+
+def psum(x: Any, axis: str | None) -> Any:
+    """Sum over devices."""
+    return x if axis is None else jax.lax.psum(x, axis)
+
+
+def pmean(x: Any, axis: str | None) -> Any:
+    """Mean over devices."""
+    return x if axis is None else jax.lax.pmean(x, axis)
+
+
+def pmax(x: Any, axis: str | None) -> Any:
+    """Maximum over devices."""
+    return x if axis is None else jax.lax.pmax(x, axis)
+
+
+def local_indices(total: int, mesh: Mesh | None) -> Array:
+    """Global indices of this device's share of `total`, `(total / devices,)` int32; inside `shard` only."""
+    share = total // size(mesh)
+    start = 0 if size(mesh) == 1 else jax.lax.axis_index(AXIS) * share
+    return (start + jnp.arange(share)).astype(jnp.int32)
+
+
+def fold_each(key: Array, indices: Array) -> Array:
+    """One key per global index: what is drawn does not depend on which device draws it."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+
+
+def strong(tree: Any) -> Any:
+    """Arrays without weak types, so that Python numbers among them never cause a second compile."""
+
+    def leaf(x):
+        if isinstance(x, jax.Array):
+            return x.astype(x.dtype) if getattr(x, "weak_type", False) else x
+        array = np.asarray(x)
+        return jnp.asarray(array, dtype=jax.dtypes.canonicalize_dtype(array.dtype))
+
+    return jax.tree.map(leaf, tree)

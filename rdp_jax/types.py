@@ -1,0 +1,93 @@
+"""Vocabulary of the library.
+
+Dimension glossary, used with these names in every docstring:
+
+| symbol | meaning |
+|---|---|
+| `K`  | denoising steps of a diffusion policy |
+| `K'` | the last of them, which are fine-tuned |
+| `Ta` | predicted chunk length (actions per plan) |
+| `Te` | executed steps of a chunk, `Te <= Ta` |
+| `Do` | observation width |
+| `Da` | action width |
+| `T`  | rollout length (environment steps per environment and iteration) |
+| `B`  | environments; inside a sharded function, the environments of this device |
+| `G`  | shuffle groups: fixed blocks of environments, independent of the device count |
+| `M`  | minibatches per epoch |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+from flax import struct
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Transition:
+    """One environment step as collected; a rollout stacks them to a leading `(T, B)`.
+
+    Attributes:
+      obs: observation groups seen by the networks, raw (not normalised), name -> `(Do,)`.
+      action: `(Da,)` sampled action, as given to the environment.
+      log_prob: `()` its log-probability at collection.
+      mean: `(Da,)` mean of the policy at collection.
+      reward: `()` reward of the step.
+      terminated: `()` bool; no value beyond.
+      truncated: `()` bool; bootstrapped from `final_obs`.
+      final_obs: `(Do,)` critic group after the step and *before* any reset.
+    """
+
+    obs: Mapping[str, Array]
+    action: Array
+    log_prob: Array
+    mean: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    final_obs: Array
+
+
+@struct.dataclass
+class Stepped:
+    """Result of one auto-reset step of a batch of environments.
+
+    Attributes:
+      state: the environments to step next, already reset where the episode ended.
+      final_obs: name -> `(B, Do)` observation after the step, before the reset; finite everywhere.
+      reward: `(B,)`, zero where the physics diverged.
+      terminated: `(B,)` bool, true where the physics diverged.
+      truncated: `(B,)` bool, never true together with `terminated`.
+      diverged: `(B,)` bool, the step gave a non-finite observation or reward, or the physics flagged itself.
+      metrics: name -> `(B,)` metrics of the step just taken (not of the fresh start).
+    """
+
+    state: Any
+    final_obs: Mapping[str, Array]
+    reward: Array
+    terminated: Array
+    truncated: Array
+    diverged: Array
+    metrics: Mapping[str, Array]
+
+
+class VectorEnv(Protocol):
+    """What a learner needs of a batch of environments; `envs.wrappers.AutoReset` is one.  All methods are pure."""
+
+    spec: Any  # has `obs_dims: Mapping[str, int]` and `action_dim: int`
+
+    def reset(self, keys: Array, params: Any) -> Any:
+        """`(B,)` keys -> batched state with `.obs`."""
+        ...
+
+    def fresh_pool(self, key: Array, n: int, params: Any) -> Any:
+        """`n` fresh starts for `step` to draw from."""
+        ...
+
+    def step(self, pool: Any, state: Any, action: Array, params: Any) -> Stepped:
+        """Steps `(B,)` environments with `(B, Da)` actions; ended ones are replaced from `pool`."""
+        ...
