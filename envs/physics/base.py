@@ -73,9 +73,18 @@ class Physics(Protocol):
         ...
 
     def step(
-        self, state: PhysicsState, ctrl: Array, substeps: int, params: ModelParams | None = None
+        self,
+        state: PhysicsState,
+        ctrl: Array,
+        substeps: int,
+        params: ModelParams | None = None,
+        eq_active: Array | None = None,
     ) -> PhysicsState:
-        """Advance `substeps` physics steps under a constant `ctrl (nu,)` (servo targets, rad)."""
+        """Advance `substeps` physics steps under a constant `ctrl (nu,)` (servo targets, rad).
+
+        `eq_active (neq,)` switches equality constraints on (non-zero) and off for this call, None: as the model says
+        (a door's latch, whose logic the environment keeps in its own state).
+        """
         ...
 
 

@@ -1,0 +1,116 @@
+"""Physics backends `mjx` and `warp`: MuJoCo re-implemented on JAX (any device), and on Warp (NVIDIA only).
+
+The model given decides the engine's options (iterations, `ls_iterations`, cone): the engines want different ones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from mujoco import mjx
+
+from envs.physics import guard
+from envs.physics.base import ModelParams, PhysicsState
+from envs.physics.variants import subtree_matrix
+
+Array = jax.Array
+
+# Warp keeps one contact buffer for all environments of a batch and cannot know how many there will be.
+WARP_CONTACTS = 24 * 8192
+WARP_CONSTRAINTS = 256
+
+
+class MjxPhysics:
+    """`envs.physics.base.Physics` on `mujoco.mjx`.
+
+    Only `qpos`, `qvel` (and actuator state, if the model has any) live between steps; everything else is recomputed, and
+    the solver starts cold, as in the native backend.
+
+    Args:
+      model: the model, with options meant for this engine.
+      impl: `jax`, or `warp` (opt-in: needs an NVIDIA GPU and the `warp-lang` package).
+      contacts: warp only, most contacts of a whole batch.
+      constraints: warp only, most constraint rows of one environment.
+
+    Raises:
+      ValueError: `impl` is unknown, or `warp` is not possible here.
+      NotImplementedError: the model uses a feature that MJX lacks (MJX's own message).
+    """
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        impl: str = "jax",
+        contacts: int = WARP_CONTACTS,
+        constraints: int = WARP_CONSTRAINTS,
+    ):
+        if impl not in ("jax", "warp"):
+            raise ValueError(f"impl: {impl!r} is unknown; choose jax or warp")
+        if impl == "warp":
+            if jax.default_backend() != "gpu":
+                raise ValueError(f"impl: 'warp' needs an NVIDIA GPU; JAX runs on {jax.default_backend()!r} here, use 'jax'")
+            if importlib.util.find_spec("warp") is None:
+                raise ValueError("impl: 'warp' needs the package warp-lang, which is not installed; use 'jax'")
+        self.name = "mjx" if impl == "jax" else "warp"
+        self.model = model
+        self._mjx_model = mjx.put_model(model, impl=impl)
+        if impl == "jax":
+            self._data = mjx.make_data(model, impl=impl)
+        else:
+            self._data = mjx.make_data(model, impl=impl, naconmax=contacts, njmax=constraints)
+        self._subtree = subtree_matrix(model).astype(np.float32)
+
+    def nominal(self) -> ModelParams:
+        """Model parameters that leave the model as it is."""
+        return guard.nominal_params(self.model)
+
+    def init(self, qpos: Array, qvel: Array, params: ModelParams | None = None) -> PhysicsState:
+        """See `envs.physics.base.Physics.init`."""
+
+        def sense(qpos: Array, qvel: Array) -> Array:
+            return mjx.forward(self._scaled(params), self._data.replace(qpos=qpos, qvel=qvel)).sensordata
+
+        return guard.guarded_init(self.model, sense, qpos, qvel)
+
+    def step(
+        self,
+        state: PhysicsState,
+        ctrl: Array,
+        substeps: int,
+        params: ModelParams | None = None,
+        eq_active: Array | None = None,
+    ) -> PhysicsState:
+        """See `envs.physics.base.Physics.step`."""
+        model = self._scaled(params)
+
+        def advance(qpos, qvel, act, time, ctrl):
+            data = self._data.replace(qpos=qpos, qvel=qvel, act=act, time=time, ctrl=ctrl)
+            if eq_active is not None:
+                data = data.replace(eq_active=eq_active.astype(self._data.eq_active.dtype))
+            # A scan, not an unrolled loop: the step's graph is large and compiling it once is slow enough.
+            data, _ = jax.lax.scan(lambda d, _: (mjx.step(model, d), None), data, None, length=substeps)
+            ok = guard.finite(data.qpos, data.qvel, data.sensordata) & (jnp.abs(data.qvel) <= guard.MAX_SPEED).all()
+            return data.qpos, data.qvel, data.act, data.sensordata, ok
+
+        return guard.guarded_step(self.model, advance, state, ctrl, substeps)
+
+    def _scaled(self, params: ModelParams | None) -> mjx.Model:
+        """The MJX model scaled as `variants.writer` scales the C model."""
+        m = self._mjx_model
+        if params is None:
+            return m
+        mass = m.body_mass * params.body_mass
+        return m.replace(
+            body_mass=mass,
+            body_inertia=m.body_inertia * params.body_mass[:, None],
+            body_gravcomp=m.body_gravcomp / params.body_mass,
+            body_subtreemass=jnp.asarray(self._subtree, mass.dtype) @ mass,
+            pair_friction=m.pair_friction.at[:, :2].multiply(params.friction),
+            geom_friction=m.geom_friction.at[:, 0].multiply(params.friction),
+            actuator_gainprm=m.actuator_gainprm.at[:, 0].multiply(params.kp),
+            actuator_biasprm=m.actuator_biasprm.at[:, 1].multiply(params.kp).at[:, 2].multiply(params.kd),
+        )
