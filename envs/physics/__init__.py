@@ -10,15 +10,11 @@ import jax
 import mujoco
 
 from envs.physics.base import ModelParams, Physics, PhysicsState, sensor_slices
+from rdp_jax.config import ConfigError
 
-
-__all__ = ["BACKENDS", "BackendError", "ModelParams", "Physics", "PhysicsState", "available", "make_physics", "sensor_slices"]
+__all__ = ["BACKENDS", "ModelParams", "Physics", "PhysicsState", "available", "make_physics", "sensor_slices"]
 
 BACKENDS = ("auto", "native", "mjx", "warp")
-
-
-class BackendError(ValueError):
-    """A physics backend that does not exist, or that this machine lacks."""
 
 
 def available() -> tuple[str, ...]:
@@ -45,12 +41,12 @@ def make_physics(
       threads: size of the native backend's thread pool; None: all usable cores.
 
     Raises:
-      BackendError: unknown backend, or one this machine lacks; says what there is.
+      ConfigError: unknown backend, or one this machine lacks; says what there is.
     """
     usable = available()
     name = usable[0] if backend == "auto" else backend
     if name not in usable:
-        raise BackendError(f"backend: {backend!r} is not available here; choose one of: auto, {', '.join(usable)}")
+        raise ConfigError("backend", backend, f"on this machine: {' | '.join(('auto', *usable))}")
     if not isinstance(model, mujoco.MjModel):
         model = _pick(model, name)
     if name == "native":
@@ -66,4 +62,4 @@ def _pick(models: Mapping[str, Any], name: str) -> mujoco.MjModel:
     for key in (name, *(("mjx",) if name == "warp" else ()), "default"):
         if key in models:
             return models[key]
-    raise BackendError(f"backend: no model given for {name!r}, only for: {', '.join(models)}")
+    raise ConfigError("backend", name, f"a model was given for: {' | '.join(models)}")

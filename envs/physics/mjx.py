@@ -52,7 +52,9 @@ class MjxPhysics:
             raise ValueError(f"impl: {impl!r} is unknown; choose jax or warp")
         if impl == "warp":
             if jax.default_backend() != "gpu":
-                raise ValueError(f"impl: 'warp' needs an NVIDIA GPU; JAX runs on {jax.default_backend()!r} here, use 'jax'")
+                raise ValueError(
+                    f"impl: 'warp' needs an NVIDIA GPU; JAX runs on {jax.default_backend()!r} here, use 'jax'"
+                )
             if importlib.util.find_spec("warp") is None:
                 raise ValueError("impl: 'warp' needs the package warp-lang, which is not installed; use 'jax'")
         self.name = "mjx" if impl == "jax" else "warp"

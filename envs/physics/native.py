@@ -67,6 +67,14 @@ POOL = _Pool()
 def _quiet() -> Iterator[None]:
     """Engine warnings (a state that blows up) neither printed nor written to `MUJOCO_LOG.TXT` in the working directory;
     the caller sees them as `diverged`.  Use under the pool's lock."""
+    if not hasattr(mujoco, "MjLogConfig"):  # MuJoCo before its logging API
+        handler = mujoco.get_mju_user_warning()
+        mujoco.set_mju_user_warning(lambda message: None)
+        try:
+            yield
+        finally:
+            mujoco.set_mju_user_warning(handler)
+        return
     old, quiet = mujoco.MjLogConfig.get(), mujoco.MjLogConfig.get()
     quiet.logto_console = quiet.logto_file = False
     quiet.set()
