@@ -12,7 +12,7 @@ from flax import struct
 from rdp_jax.types import Stepped, Transition, VectorEnv
 
 Array = jax.Array
-Act = Callable[[Mapping[str, Array], Array], tuple[Array, Array, Array]]
+Act = Callable[[Mapping[str, Array], Array], tuple[Array, Any]]
 
 
 @struct.dataclass
@@ -70,11 +70,11 @@ def collect(
 
     Args:
       env: batch of environments.
-      act: `(obs groups (B, Do), noise (B, Da)) -> action (B, Da), log-probability (B,), mean (B, Da)`.
+      act: `(obs groups (B, Do), noise) -> action (B, Da), extras`; `noise` is one step of the argument below.
       state: environments to start from.
       episode: running sums that belong to them.
       pool: fresh starts.
-      noise: `(T, B, Da)` standard normal; drawn outside, so that it does not depend on the device count.
+      noise: `(T, B, ...)` standard normal (any pytree); drawn outside, so that it does not depend on the device count.
       env_params: parameters of the environments.
 
     Returns:
@@ -83,18 +83,17 @@ def collect(
 
     def one(carry, eps):
         state, episode = carry
-        action, log_prob, mean = act(state.obs, eps)
+        action, extras = act(state.obs, eps)
         out = env.step(pool, state, action, env_params)
         episode, stats = advance(episode, out)
         transition = Transition(
             obs={name: state.obs[name] for name in ("actor", "critic")},
             action=action,
-            log_prob=log_prob,
-            mean=mean,
             reward=out.reward,
             terminated=out.terminated,
             truncated=out.truncated,
             final_obs=out.final_obs["critic"],
+            extras=extras,
         )
         return (out.state, episode), (transition, stats)
 

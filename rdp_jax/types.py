@@ -34,22 +34,20 @@ class Transition:
     Attributes:
       obs: observation groups seen by the networks, raw (not normalised), name -> `(Do,)`.
       action: `(Da,)` sampled action, as given to the environment.
-      log_prob: `()` its log-probability at collection.
-      mean: `(Da,)` mean of the policy at collection.
       reward: `()` reward of the step.
       terminated: `()` bool; no value beyond.
       truncated: `()` bool; bootstrapped from `final_obs`.
       final_obs: `(Do,)` critic group after the step and *before* any reset.
+      extras: what the policy wants remembered (the denoising chain of a diffusion policy), any pytree.
     """
 
     obs: Mapping[str, Array]
     action: Array
-    log_prob: Array
-    mean: Array
     reward: Array
     terminated: Array
     truncated: Array
     final_obs: Array
+    extras: Any = ()
 
 
 @struct.dataclass

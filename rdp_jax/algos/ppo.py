@@ -156,7 +156,7 @@ def init(key: Array, config: PPOConfig, env: VectorEnv, env_params: Any, mesh: M
             )
         )
 
-    return jax.jit(parallel.shard(local, mesh, (P(), P()), state_spec()))(key, env_params)
+    return parallel.jit(local, mesh, (P(), P()), state_spec())(key, env_params)
 
 
 def policy(params: Mapping, normalizer: Mapping, obs: Mapping[str, Array], key: Array | None = None) -> Array:
@@ -188,9 +188,7 @@ class Update:
             with jax.default_matmul_precision(config.matmul_precision):
                 return _iterate(config, env, mesh, state, env_params)
 
-        self.compiled = jax.jit(
-            parallel.shard(update, mesh, (state_spec(), P()), (state_spec(), P())), donate_argnums=0
-        )
+        self.compiled = parallel.jit(update, mesh, (state_spec(), P()), (state_spec(), P()), donate=(0,))
 
     def __call__(self, state: LearnerState, env_params: Any) -> tuple[LearnerState, dict[str, Array]]:
         return self.compiled(state, parallel.strong(env_params))
@@ -216,8 +214,7 @@ def _iterate(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: Learne
 
     def act(obs, eps):
         mean, log_std = mlp.apply_actor(state.params["actor"], normalize.apply(state.normalizer["actor"], obs["actor"]))
-        action = mean + jnp.exp(log_std) * eps
-        return action, gaussian.log_prob(action, mean, log_std), mean
+        return mean + jnp.exp(log_std) * eps, ()
 
     env_state, episode, data, stats = rollout.collect(env, act, state.env, state.episode, pool, noise, env_params)
     batch, value_metrics = _prepare(config, axis, state, data)
@@ -257,12 +254,16 @@ def _prepare(config: PPOConfig, axis: str | None, state: LearnerState, data: Tra
     mean, variance = moments(advantage, axis)
     _, unexplained = moments(target - value, axis)
     target_mean, target_variance = moments(target, axis)
+    actor_obs = normalize.apply(state.normalizer["actor"], data.obs["actor"])
+    # Scored here, once, by the loss's own function over arrays, not inside the rollout: XLA rounds the same network
+    # differently within a scan of few rows, and the first ratio would be 1 +- 1e-6 instead of 1.
+    log_prob, policy_mean, _ = score(state.params["actor"], actor_obs, data.action)
     batch = Batch(
-        actor_obs=normalize.apply(state.normalizer["actor"], data.obs["actor"]),
+        actor_obs=actor_obs,
         critic_obs=critic_obs,
         action=data.action,
-        log_prob=data.log_prob,
-        mean=data.mean,
+        log_prob=log_prob,
+        mean=policy_mean,
         advantage=(advantage - mean) / (jnp.sqrt(variance) + 1e-8),
         target=target,
     )
@@ -276,10 +277,15 @@ def moments(x: Array, axis: str | None) -> tuple[Array, Array]:
     return mean, parallel.pmean(jnp.square(x - mean).mean(), axis)
 
 
+def score(actor: Mapping, obs: Array, action: Array) -> tuple[Array, Array, Array]:
+    """Log-probability `(...)` of `action (..., Da)` at the normalised `obs (..., Do)`; also mean and log-std."""
+    mean, log_std = mlp.apply_actor(actor, obs)
+    return gaussian.log_prob(action, mean, log_std), mean, log_std
+
+
 def loss(config: PPOConfig, old_log_std: Array, params: Mapping, batch: Batch) -> tuple[Array, dict[str, Array]]:
     """PPO loss of a minibatch `(N, ...)`, and what is worth logging about it."""
-    mean, log_std = mlp.apply_actor(params["actor"], batch.actor_obs)
-    log_prob = gaussian.log_prob(batch.action, mean, log_std)
+    log_prob, mean, log_std = score(params["actor"], batch.actor_obs, batch.action)
     chex.assert_equal_shape([log_prob, batch.log_prob, batch.advantage])
     ratio = jnp.exp(jnp.clip(log_prob - batch.log_prob, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)

@@ -14,7 +14,10 @@ LOG_2PI = math.log(2.0 * math.pi)
 def log_prob(x: Array, mean: Array, log_std: Array) -> Array:
     """Log-density at `x (..., Da)`, summed over the last axis -> `(...)`."""
     z = (x - mean) * jnp.exp(-log_std)
-    return jnp.sum(-0.5 * jnp.square(z) - log_std - 0.5 * LOG_2PI, axis=-1)
+    # A product with ones instead of `sum`: XLA's reduction adds in an order that depends on the number of rows, and the
+    # log-probability of a sample must be the same bits in a rollout of B rows and in a minibatch of any other size.
+    squares = jnp.square(z) @ jnp.ones((z.shape[-1],), z.dtype)
+    return -0.5 * squares - jnp.sum(log_std + 0.5 * LOG_2PI, axis=-1)
 
 
 def entropy(log_std: Array) -> Array:

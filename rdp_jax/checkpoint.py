@@ -1,0 +1,141 @@
+"""Checkpoints (the whole learner state, Orbax) and weight files (parameters and normaliser, safetensors)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization, traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rdp_jax.config import difference
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged, or of another run."""
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _unwrap(tree: Any) -> list[jax.Array]:
+    """Leaves, with typed random keys as the numbers they hold: a format that all versions of Orbax can write."""
+    return [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(tree)]
+
+
+def _names(tree: Any) -> list[str]:
+    """A path for each leaf.  The index in front keeps them unique and in order."""
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return [f"{i:04d}" + jax.tree_util.keystr(path).replace("/", "_") for i, (path, _) in enumerate(paths)]
+
+
+class Checkpointer:
+    """Checkpoints of one run: written beside and renamed when complete, the last `keep` of them kept.
+
+    `config` is a `config.to_dict` result that goes into every checkpoint; one made under another is refused.
+    """
+
+    def __init__(self, folder: Path | str, config: dict[str, Any], keep: int = 2):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self.folder = Path(folder).resolve()
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._config = json.loads(json.dumps(config))
+
+    def latest(self) -> int | None:
+        """Iteration of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, iteration: int, state: Any) -> None:
+        """Writes `state`; does nothing if this iteration is there already."""
+        if iteration in self._manager.all_steps():
+            return
+        leaves = dict(zip(_names(state), _unwrap(state), strict=True))
+        shapes = {name: [list(x.shape), str(x.dtype)] for name, x in leaves.items()}
+        meta = {"config": self._config, "leaves": shapes}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
+        self._manager.save(iteration, args=args, force=True)
+        self._manager.wait_until_finished()
+
+    def restore(self, template: Any, iteration: int | None = None) -> Any:
+        """State like `template` (same structure, shapes and placement).
+
+        Raises `CheckpointError` if there is none, if it was made with another config (naming field and both values) or
+        network, or if its files are damaged.
+        """
+        iteration = self.latest() if iteration is None else iteration
+        if iteration is None:
+            raise CheckpointError(f"no checkpoint in {self.folder}")
+        where = f"checkpoint {self.folder / str(iteration)}"
+        try:
+            meta = self._manager.restore(iteration, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            saved_config, saved_leaves = meta["config"], meta["leaves"]
+        except Exception as error:  # Orbax raises whatever its parts raise
+            raise CheckpointError(f"{where} is damaged or incomplete: {error}") from error
+        leaves = dict(zip(_names(template), _unwrap(template), strict=True))
+        shapes = {name: [list(x.shape), str(x.dtype)] for name, x in leaves.items()}
+        for what, ours, theirs in (("config", self._config, saved_config), ("array", shapes, saved_leaves)):
+            found = difference(ours, theirs)
+            if found:
+                raise CheckpointError(f"{where} differs in {what} {found[0]}: now {found[1]!r}, saved {found[2]!r}")
+        abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in leaves.items()}
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            restored = self._manager.restore(iteration, args=args)["state"]
+        except Exception as error:
+            raise CheckpointError(f"{where} is damaged or incomplete: {error}") from error
+        return _rewrap([restored[name] for name in leaves], template)
+
+    def close(self) -> None:
+        """Releases Orbax's threads."""
+        self._manager.close()
+
+
+def _rewrap(leaves: list[Any], template: Any) -> Any:
+    """Inverse of `_unwrap`.  Copies: a donated buffer must not belong to whoever read it."""
+    old, structure = jax.tree.flatten(template)
+    copies = [jnp.array(x, copy=True) for x in leaves]
+    keys = [jax.random.wrap_key_data(n, impl=jax.random.key_impl(o)) if _is_key(o) else n for n, o in zip(copies, old)]
+    return jax.tree.unflatten(structure, keys)
+
+
+def save_weights(path: Path | str, tree: Any, metadata: dict[str, Any] | None = None) -> None:
+    """One safetensors file with the arrays of `tree` (nested dictionaries and dataclasses), names joined by `/`.
+
+    `metadata` is anything JSON can hold (config, versions).  Written beside and renamed.
+    """
+    flat = traverse_util.flatten_dict(serialization.to_state_dict(jax.device_get(tree)), sep="/")
+    arrays = {name: np.ascontiguousarray(value) for name, value in flat.items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(arrays, temporary, metadata={"json": json.dumps(metadata or {}, sort_keys=True)})
+    temporary.replace(path)
+
+
+def load_weights(path: Path | str, template: Any = None) -> tuple[Any, dict[str, Any]]:
+    """`(tree, metadata)` of a weight file: nested dictionaries, or the structure of `template`.
+
+    Raises `CheckpointError` if the file is missing, damaged, or (with `template`) names or shapes do not fit.
+    """
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            flat = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"weights {path} cannot be read: {error}") from error
+    tree = traverse_util.unflatten_dict(flat, sep="/")
+    if template is None:
+        return tree, metadata
+    wanted = traverse_util.flatten_dict(serialization.to_state_dict(template), sep="/")
+    shapes = {name: list(np.shape(x)) for name, x in wanted.items()}
+    found = difference(shapes, {name: list(x.shape) for name, x in flat.items()})
+    if found:
+        raise CheckpointError(f"weights {path} differ in shape of {found[0]}: now {found[1]}, saved {found[2]}")
+    return serialization.from_state_dict(template, tree), metadata

@@ -1,0 +1,163 @@
+"""Run directories that describe themselves: `config.json`, `metrics.jsonl`, `checkpoints/`, `summary.json`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+
+from rdp_jax.checkpoint import Checkpointer
+from rdp_jax.config import difference
+from rdp_jax.metrics import JsonlSink, TensorBoardSink
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mujoco", "mujoco-mjx")
+
+
+class RunError(RuntimeError):
+    """A run directory that cannot be used as asked."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """Commit of the source tree, with `+` when there are local changes; `None` outside a repository."""
+    here = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes beside and renames: a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+class Run:
+    """An open run directory.
+
+    Args:
+      out: the directory.
+      config: everything resolved, plain JSON types (`config.to_dict`).
+      resume: continue what is there; otherwise an existing non-empty directory is refused.
+      keep: checkpoints kept.
+      tensorboard: also write TensorBoard files.
+
+    Raises:
+      RunError: the directory is in use, is no run, or was made with another config (naming field and both values).
+    """
+
+    def __init__(
+        self, out: Path | str, config: dict[str, Any], resume: bool = False, keep: int = 2, tensorboard: bool = False
+    ):
+        self.out = Path(out)
+        self.config = json.loads(json.dumps(config))
+        exists = self.out.exists() and any(self.out.iterdir())
+        if exists and not resume:
+            raise RunError(f"{self.out} is not empty; choose another directory or resume")
+        if resume:
+            self._check_same()
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            info = {"versions": versions(), "git": git_revision(), "device": jax.devices()[0].device_kind}
+            write_json(self.out / "config.json", {"config": self.config, **info})
+        self.checkpoints = Checkpointer(self.out / "checkpoints", self.config, keep)
+        first = self.checkpoints.latest() or 0
+        self._sinks: list[Any] = [JsonlSink(self.out / "metrics.jsonl", keep_until=first if resume else None)]
+        if tensorboard:
+            self._sinks.append(TensorBoardSink(self.out / "tensorboard"))
+
+    def _check_same(self) -> None:
+        path = self.out / "config.json"
+        try:
+            saved = json.loads(path.read_text())["config"]
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{self.out} is not a run to resume: {error}") from error
+        found = difference(self.config, saved)
+        if found:
+            raise RunError(f"{self.out} was made with {found[0]}={found[2]!r}, now {found[1]!r}")
+
+    def restore(self, template: Any) -> Any:
+        """Newest checkpoint in the form of `template`, or `template` itself if there is none yet."""
+        return template if self.checkpoints.latest() is None else self.checkpoints.restore(template)
+
+    def log(self, iteration: int, metrics: Mapping[str, Any]) -> None:
+        """Writes metrics to every sink."""
+        for sink in self._sinks:
+            sink.write(iteration, metrics)
+
+    def save(self, iteration: int, state: Any) -> None:
+        """Writes a checkpoint."""
+        self.checkpoints.save(iteration, state)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes `summary.json`."""
+        write_json(self.out / "summary.json", dict(summary))
+
+    def close(self) -> None:
+        """Closes files and threads."""
+        for sink in self._sinks:
+            sink.close()
+        self.checkpoints.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class StopSignal:
+    """Within it, SIGTERM and SIGINT only set `received`, so that the iteration under way can finish and be saved.
+
+    A second signal acts as it did before.  Works in the main thread only; elsewhere it changes nothing.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old = {}
+
+    def __enter__(self) -> StopSignal:
+        try:
+            self._old = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        except ValueError:  # not the main thread
+            self._old = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
