@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,19 @@ def finite(*arrays: Array) -> Array:
     return jnp.stack([jnp.isfinite(a).all() for a in arrays]).all()
 
 
+def vary_like(tree: Any, ref: Array) -> Any:
+    """`tree` with every leaf marked as varying over the mesh axes that `ref` varies over.
+
+    Inside `shard_map`, constants and results of callbacks count as equal on all devices; a scan then refuses a carry
+    whose marks change.  Outside, this does nothing.
+    """
+    kind = jax.typeof(ref)
+    axes = getattr(kind, "vma", None)
+    if axes is None:  # later JAX
+        axes = getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
+    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(axes), to="varying"), tree) if axes else tree
+
+
 # (qpos, qvel, act, time, ctrl) -> (qpos, qvel, act, sensordata, ok)
 Advance = Callable[[Array, Array, Array, Array, Array], tuple[Array, Array, Array, Array, Array]]
 
@@ -48,11 +62,11 @@ def guarded_init(
     good = finite(qpos, qvel)
     qpos = jnp.where(good, qpos, jnp.asarray(model.qpos0, dtype))
     qvel = jnp.where(good, qvel, 0.0)
-    act = jnp.zeros(model.na, dtype)
+    time, act = vary_like((jnp.zeros((), dtype), jnp.zeros(model.na, dtype)), qpos)
     return PhysicsState(
         qpos=qpos,
         qvel=qvel,
-        time=jnp.zeros((), dtype),
+        time=time,
         sensordata=sense(qpos, qvel),
         diverged=~good,
         backend=act if model.na else (),

@@ -28,7 +28,8 @@ class MjxPhysics:
     """`envs.physics.base.Physics` on `mujoco.mjx`.
 
     Only `qpos`, `qvel` (and actuator state, if the model has any) live between steps; everything else is recomputed, and
-    the solver starts cold, as in the native backend.
+    the solver starts cold, as in the native backend.  Under `jax.shard_map` use `check_vma=False`: MJX's own solver loops
+    do not pass that check.
 
     Args:
       model: the model, with options meant for this engine.

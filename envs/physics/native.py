@@ -126,7 +126,8 @@ class NativePhysics:
             if params is not None:
                 parts.append(guard.flatten_params(params).astype(qpos.dtype))
             out = jax.ShapeDtypeStruct((self.model.nsensordata,), qpos.dtype)
-            return jax.pure_callback(self._init_host, out, jnp.concatenate(parts), vmap_method="expand_dims")
+            packed = jnp.concatenate(parts)
+            return guard.vary_like(jax.pure_callback(self._init_host, out, packed, vmap_method="expand_dims"), packed)
 
         return guard.guarded_init(self.model, sense, qpos, qvel)
 
@@ -154,7 +155,8 @@ class NativePhysics:
             def host(packed):
                 return self._step_host(packed, substeps, eq_active is not None)
 
-            new = jax.pure_callback(host, out, jnp.concatenate(parts), vmap_method="expand_dims")
+            packed = jnp.concatenate(parts)
+            new = guard.vary_like(jax.pure_callback(host, out, packed, vmap_method="expand_dims"), packed)
             qpos, qvel, act, sensordata, ok = jnp.split(new, np.cumsum([m.nq, m.nv, m.na, m.nsensordata]))
             return qpos, qvel, act, sensordata, ok[0] > 0
 

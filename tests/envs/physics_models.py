@@ -39,7 +39,7 @@ XML = """
   <actuator>
     {servos}
     <position name="shoulder" joint="shoulder"/>
-    <motor name="push" joint="door"/>
+    <motor name="push" joint="door" forcelimited="false"/>
   </actuator>
   <sensor>
     <gyro name="gyro" site="imu"/>
