@@ -1,11 +1,12 @@
 """Minibatches that are the same sets of samples on any number of devices.
 
-Environments form `G` fixed groups; each device holds whole groups, each group is shuffled by its own key and gives an equal share to
-every minibatch.
+Environments form `G` fixed groups; each device holds whole groups, each group is shuffled by its own key and
+gives an equal share to every minibatch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,3 +42,10 @@ def take(tree: Any, order: Array, minibatches: int) -> Any:
     rows = order + samples * jnp.arange(groups, dtype=order.dtype)[:, None]
     rows = rows.reshape(groups, minibatches, share).swapaxes(0, 1).reshape(minibatches, groups * share)
     return jax.tree.map(lambda x: x.reshape(groups * samples, *x.shape[2:])[rows], tree)
+
+
+def in_blocks(function: Callable[[Any], Any], tree: Any, blocks: int) -> Any:
+    """`function` of a tree of `(T, B, ...)`, run on `(T * B / blocks, ...)` at a time -> tree of `(T, B, ...)`."""
+    lead = jax.tree.leaves(tree)[0].shape[:2]
+    split = jax.tree.map(lambda x: x.reshape(blocks, -1, *x.shape[2:]), tree)
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[2:]), jax.lax.map(function, split))

@@ -82,12 +82,17 @@ class Run:
             self._check_same()
         else:
             self.out.mkdir(parents=True, exist_ok=True)
+        # Of several processes only the first writes files; checkpoints are written by all, each its own shards.
+        self.main = jax.process_index() == 0
+        if self.main and not resume:
             info = {"versions": versions(), "git": git_revision(), "device": jax.devices()[0].device_kind}
             write_json(self.out / "config.json", {"config": self.config, **info})
         self.checkpoints = Checkpointer(self.out / "checkpoints", self.config, keep)
         first = self.checkpoints.latest() or 0
-        self._sinks: list[Any] = [JsonlSink(self.out / "metrics.jsonl", keep_until=first if resume else None)]
-        if tensorboard:
+        self._sinks: list[Any] = []
+        if self.main:
+            self._sinks.append(JsonlSink(self.out / "metrics.jsonl", keep_until=first if resume else None))
+        if self.main and tensorboard:
             self._sinks.append(TensorBoardSink(self.out / "tensorboard"))
 
     def _check_same(self) -> None:
@@ -115,7 +120,8 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`."""
-        write_json(self.out / "summary.json", dict(summary))
+        if self.main:
+            write_json(self.out / "summary.json", dict(summary))
 
     def close(self) -> None:
         """Closes files and threads."""

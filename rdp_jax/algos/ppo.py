@@ -112,8 +112,8 @@ class Batch:
 
 def state_spec() -> LearnerState:
     """Partition specs: a prefix tree of `LearnerState`."""
-    everywhere, split = P(), P(parallel.AXIS)
-    return LearnerState(everywhere, everywhere, everywhere, split, split, everywhere, everywhere, everywhere, everywhere)
+    replicated = LearnerState(*[P()] * len(dataclasses.fields(LearnerState)))
+    return replicated.replace(env=P(parallel.AXIS), episode=P(parallel.AXIS))
 
 
 def env_steps(config: PPOConfig, state: LearnerState) -> int:
@@ -255,9 +255,11 @@ def _prepare(config: PPOConfig, axis: str | None, state: LearnerState, data: Tra
     _, unexplained = moments(target - value, axis)
     target_mean, target_variance = moments(target, axis)
     actor_obs = normalize.apply(state.normalizer["actor"], data.obs["actor"])
-    # Scored here, once, by the loss's own function over arrays, not inside the rollout: XLA rounds the same network
-    # differently within a scan of few rows, and the first ratio would be 1 +- 1e-6 instead of 1.
-    log_prob, policy_mean, _ = score(state.params["actor"], actor_obs, data.action)
+    # Scored here, once, by the loss's own function and in blocks of a minibatch's size, not inside the rollout: XLA picks
+    # another kernel for another number of rows, and the first ratio would be 1 +- 1e-6 instead of 1.
+    log_prob, policy_mean = minibatch.in_blocks(
+        lambda block: score(state.params["actor"], *block)[:2], (actor_obs, data.action), config.minibatches
+    )
     batch = Batch(
         actor_obs=actor_obs,
         critic_obs=critic_obs,
