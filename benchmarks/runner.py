@@ -1,0 +1,177 @@
+"""Runs a scenario and writes what it found, with the machine it was found on, to `results/NAME.json`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.scenarios import SCENARIOS, Case, Scenario
+from rdp_jax.config import ConfigError
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("jax", "jaxlib", "mujoco", "mujoco-mjx", "numpy", "flax", "optax")
+
+
+def run(name: str, *, out: Path | str | None = RESULTS, repeats: int | None = None, **overrides: Any) -> dict[str, Any]:
+    """Measure scenario `name`; returns the result and writes it to `out/NAME.json` (`out=None`: nowhere).
+
+    Cases are timed in turns, and a ratio is the median over turns of the ratio within a turn: what else the machine does
+    then disturbs numerator and denominator alike.
+
+    Raises:
+      ConfigError: unknown scenario or setting.
+    """
+    if name not in SCENARIOS:
+        raise ConfigError("scenario", name, " | ".join(SCENARIOS))
+    scenario = SCENARIOS[name]
+    for key, value in overrides.items():
+        if key not in scenario.settings:
+            raise ConfigError(key, value, f"a setting of {name}: {', '.join(scenario.settings)}, repeats")
+    if repeats is not None and repeats < 1:
+        raise ConfigError("repeats", repeats, "1 .. inf")
+    settings = {**scenario.settings, **overrides}
+    result = measure(name, scenario, settings, repeats or scenario.repeats)
+    if out is not None:
+        path = Path(out) / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def measure(name: str, scenario: Scenario, settings: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """The measurement itself; see `run`."""
+    module, function = scenario.setup.split(":")
+    load_before = _load()
+    cache = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)  # a compile time read from a cache would be none
+    try:
+        cases: list[Case] = getattr(importlib.import_module(module), function)(**settings)
+        calls, compile_s = {}, {}
+        for case in cases:
+            begin = time.perf_counter()
+            calls[case.name] = case.build()
+            calls[case.name]()
+            compile_s[case.name] = time.perf_counter() - begin
+            for _ in range(scenario.warmup - 1):
+                calls[case.name]()
+        seconds: dict[str, list[float]] = {case.name: [] for case in cases}
+        for _ in range(repeats):
+            for case in cases:
+                begin = time.perf_counter()
+                calls[case.name]()
+                seconds[case.name].append(time.perf_counter() - begin)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cache)
+    return {
+        "scenario": name,
+        "summary": scenario.summary,
+        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
+        "repeats": repeats,
+        "cases": {case.name: _case_record(case, seconds[case.name], compile_s[case.name]) for case in cases},
+        "ratios": _ratios(scenario, {case.name: case for case in cases}, seconds),
+        "peak_memory_bytes": peak_memory(),
+        "machine": machine(),
+        "load_average": {"before": load_before, "after": _load()},
+    }
+
+
+def _case_record(case: Case, seconds: list[float], compile_s: float) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    return {
+        "median_s": round(median, 6),
+        "all_s": [round(s, 6) for s in seconds],
+        "compile_s": round(compile_s, 3),
+        "work": case.work,
+        "unit": case.unit,
+        "per_second": round(case.work / median, 1),
+        "per_second_best": round(case.work / min(seconds), 1),
+    }
+
+
+def _ratios(scenario: Scenario, cases: dict[str, Case], seconds: dict[str, list[float]]) -> dict[str, Any]:
+    found = {}
+    for name, ratio in scenario.ratios.items():
+        top, bottom = ratio.over
+        if top not in cases or bottom not in cases:
+            continue
+        work = cases[top].work / cases[bottom].work
+        turns = [work * b / t for t, b in zip(seconds[top], seconds[bottom])]
+        value = statistics.median(turns)
+        holds = ratio.target is not None and ratio.where in (None, jax.default_backend())
+        found[name] = {
+            "median": round(value, 3),
+            "all": [round(x, 3) for x in turns],
+            "target": ratio.target if holds else None,
+            "met": value >= ratio.target if holds else None,
+        }
+    return found
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak bytes: of this process so far, and of each accelerator that tells."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    for device in jax.local_devices():
+        stats = device.memory_stats() if device.platform != "cpu" else None
+        if stats and "peak_bytes_in_use" in stats:
+            peak[f"{device.platform}:{device.id}"] = int(stats["peak_bytes_in_use"])
+    return peak
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on; no names of hosts or users."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "devices": sorted({d.device_kind for d in jax.devices()}),
+        "device_count": jax.device_count(),
+        "platform": jax.default_backend(),
+        "versions": {p: _version(p) for p in PACKAGES},
+        "revision": _revision(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _load() -> float | None:
+    """Load average of the last minute; well above what the benchmark itself needs, the numbers are pessimistic."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,82 @@
+"""What is measured, as data.  A scenario names its set-up, its default settings, and the ratios it must reach."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """Rate of one case over another, measured next to each other in one run.
+
+    Attributes:
+      over: `(numerator, denominator)` case names.
+      target: what the ratio must reach; None: only reported.
+      where: JAX platform on which the target holds; None: on any.
+    """
+
+    over: tuple[str, str]
+    target: float | None = None
+    where: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """A benchmark.
+
+    Attributes:
+      summary: one line for a listing.
+      setup: `"module:function"`, called with the settings, returns a list of `Case`; imported at first use.
+      settings: keyword arguments of `setup`, all of which a caller may override.
+      ratios: name -> `Ratio`.
+      repeats: timed calls of every case, taken in turns so that a noisy machine hits all cases alike.
+      warmup: calls before that (the first one compiles and is timed apart).
+    """
+
+    summary: str
+    setup: str
+    settings: Mapping[str, Any]
+    ratios: Mapping[str, Ratio] = dataclasses.field(default_factory=dict)
+    repeats: int = 7
+    warmup: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One thing to time.
+
+    Attributes:
+      name: as in the ratios.
+      build: returns the function to time, which must block until its work is done; building and the first call together
+        count as compile time.
+      work: units of work per call.
+      unit: what a unit is.
+    """
+
+    name: str
+    build: Callable[[], Callable[[], Any]]
+    work: int
+    unit: str
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "physics": Scenario(
+        summary="T1 physics steps per second: native backend, the same work by bare mujoco.rollout, and MJX",
+        setup="benchmarks.physics:setup",
+        settings={
+            "lanes": 256,
+            "substeps": 4,
+            "steps": 10,
+            "noise": 0.05,
+            "threads": None,
+            "cases": ("native", "native_randomised", "bare_rollout", "mjx"),
+        },
+        ratios={
+            "native_over_bare_rollout": Ratio(("native", "bare_rollout"), target=0.85),
+            "native_randomised_over_bare_rollout": Ratio(("native_randomised", "bare_rollout")),
+            "native_over_mjx": Ratio(("native", "mjx"), target=7.0, where="cpu"),
+        },
+    ),
+}
