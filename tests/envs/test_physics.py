@@ -2,11 +2,7 @@
 
 import copy
 import functools
-import os
 import threading
-
-if "device_count" not in os.environ.get("XLA_FLAGS", ""):  # alone, without the suite's conftest
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +10,11 @@ import mujoco
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
+from physics_models import small_model, starts
 
 from envs.physics import available, make_physics, variants
 from envs.physics.base import sensor_slices
 from rdp_jax.config import ConfigError
-from tests.envs.physics_models import small_model, starts
 
 LANES, SUBSTEPS = 8, 4
 MODEL = small_model()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from physics_models import small_model
 
 from envs.randomize import NOTHING, Ranges, Targets, sample_model_params
 from rdp_jax.config import ConfigError, validate
-from tests.envs.physics_models import small_model
 
 MODEL = small_model()
 TARGETS = Targets.from_model(MODEL, payload_bodies=("payload",), fixed_bodies=("door",))

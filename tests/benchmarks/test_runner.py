@@ -1,0 +1,84 @@
+"""The benchmark runner: refuses nonsense by name, times in turns, writes a self-describing result."""
+
+import json
+
+import pytest
+
+from benchmarks import runner
+from benchmarks.scenarios import SCENARIOS, Case, Ratio, Scenario
+from rdp_jax.config import ConfigError
+
+ORDER: list[str] = []
+
+
+def toy_setup(work):
+    def case(name):
+        def build():
+            ORDER.append(f"build {name}")
+            return lambda: ORDER.append(name)
+
+        return Case(name, build, work, "appends")
+
+    return [case("a"), case("b")]
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    scenario = Scenario(
+        summary="toy",
+        setup=f"{__name__}:toy_setup",
+        settings={"work": 3},
+        ratios={
+            "a_over_b": Ratio(("a", "b"), target=0.0),
+            "never": Ratio(("a", "b"), target=0.0, where="abacus"),
+            "absent": Ratio(("a", "c")),
+        },
+        repeats=2,
+        warmup=1,
+    )
+    monkeypatch.setitem(SCENARIOS, "toy", scenario)
+    ORDER.clear()
+
+
+@pytest.mark.usefixtures("toy")
+def test_cases_take_turns_and_the_result_is_written(tmp_path):
+    result = runner.run("toy", out=tmp_path, work=5)
+    assert ["build a", "a", "build b", "b", *["a", "b"] * 2] == ORDER
+    assert result == json.loads((tmp_path / "toy.json").read_text())
+    assert result["settings"] == {"work": 5}
+    assert result["cases"]["a"]["work"] == 5
+    assert len(result["cases"]["b"]["all_s"]) == 2
+    assert result["cases"]["a"]["compile_s"] >= 0
+    assert set(result["ratios"]) == {"a_over_b", "never"}
+    assert result["ratios"]["a_over_b"]["met"] is True
+    assert result["ratios"]["never"]["met"] is None
+    assert result["peak_memory_bytes"]["process"] > 1 << 20
+    assert {"cpu", "cores", "versions", "revision", "platform"} <= set(result["machine"])
+
+
+@pytest.mark.usefixtures("toy")
+def test_nonsense_is_refused_by_name():
+    with pytest.raises(ConfigError, match="scenario='typo', allowed: physics"):
+        runner.run("typo", out=None)
+    with pytest.raises(ConfigError, match="typo=1, allowed: a setting of toy: work, repeats"):
+        runner.run("toy", out=None, typo=1)
+    with pytest.raises(ConfigError, match="repeats=0"):
+        runner.run("toy", out=None, repeats=0)
+    with pytest.raises(ConfigError, match="cases='bullet'"):
+        runner.run("physics", out=None, cases=("bullet",))
+
+
+def test_every_scenario_can_be_imported_and_its_ratios_name_cases():
+    for scenario in SCENARIOS.values():
+        module, function = scenario.setup.split(":")
+        assert callable(getattr(__import__(module, fromlist=[function]), function))
+        for ratio in scenario.ratios.values():
+            assert set(ratio.over) <= set(scenario.settings.get("cases", ratio.over))
+
+
+def test_physics_runs_small():
+    result = runner.run(
+        "physics", out=None, repeats=1, lanes=4, steps=2, cases=("native", "native_randomised", "bare_rollout")
+    )
+    assert all(case["per_second"] > 0 for case in result["cases"].values())
+    assert result["ratios"]["native_over_bare_rollout"]["median"] > 0
