@@ -1,0 +1,282 @@
+"""The command line contract: exit status, what goes where, flags from configs."""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rdp_jax.algos.ppo import PPOConfig
+from rdp_jax.checkpoint import CheckpointError
+from rdp_jax.config import ConfigError
+from rdp_jax.runs import RunError
+from train import cli
+from train.args import Common
+from train.controller_args import PRESETS, TrainArgs
+from train.output import SUMMARY_KEYS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BY_NAME = {command.name: command for command in cli.COMMANDS}
+
+
+def command(name):
+    return next(c for c in cli.COMMANDS if c.name == name)
+
+
+def parse(line):
+    found, words = cli._find(shlex.split(line))
+    return cli.parse(found, cli._load(found.args), words)
+
+
+# --- a command for tests -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EchoArgs(Common):
+    """Says what it got, everywhere."""
+
+    fail: str = ""
+
+
+RECORD = {**dict.fromkeys(SUMMARY_KEYS), "command": "echo", "wall_s": 1.5, "metrics": {"answer": 42}}
+FAILURES = {
+    "bug": RuntimeError("a bug"),
+    "config": ConfigError("num_envs", 7, "1 .. 3"),
+    "elsewhere": ConfigError("mass", -1.0, "0 .. inf [kg]"),
+    "no file": FileNotFoundError(2, "No such file or directory", "legs.safetensors"),
+    "checkpoint": CheckpointError("weights legs.safetensors cannot be read"),
+    "run": RunError("runs/x is not empty"),
+    "interrupt": KeyboardInterrupt(),
+}
+calls = []
+
+
+def run_echo(args):
+    calls.append(args)
+    print("from Python")
+    os.write(1, b"from C\n")
+    subprocess.run(["echo", "from a child"], check=True)
+    if args.fail:
+        raise FAILURES[args.fail]
+    return RECORD
+
+
+@pytest.fixture(autouse=True)
+def echo(monkeypatch):
+    calls.clear()
+    echo = cli.Command("echo", "For tests.", f"{__name__}:EchoArgs", f"{__name__}:run_echo")
+    monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, echo))
+
+
+# --- exit status ---------------------------------------------------------------------------------------------------------
+
+BAD = [
+    ("controller train --ppo.gamma 1.5", ("--ppo.gamma", "1.5", "0.0 .. 1.0")),
+    ("controller train --ppo.gamma=abc", ("--ppo.gamma", "abc")),
+    ("controller train --ppo.gamma nan", ("--ppo.gamma", "nan", "0.0 .. 1.0")),
+    ("controller train --ppo.actor-sizes 64 0", ("--ppo.actor-sizes", "1 .. 65536")),
+    ("controller train --num-envs 0", ("--num-envs", "got 0", "1 .. 1048576")),
+    ("controller train --num-envs 6", ("--num-envs", "got 6", "a multiple of")),
+    ("controller train --ppo.lr 0.5", ("--ppo.lr:", "0.5", "lr_max")),
+    ("controller train --preset big", ("--preset", "big", "cpu | gpu")),
+    ("controller train --part arms", ("--part", "arms", "legs", "hands")),
+    ("controller train --iterations 0", ("--iterations", "got 0", "1 .. ")),
+    ("controller train --minutes -1", ("--minutes", "-1", "[min]")),
+    ("controller train --resume", ("--resume", "--out")),
+    ("controller eval --legs nowhere.safetensors", ("--legs", "nowhere.safetensors", "existing file")),
+    ("controller eval --episodes 2.5", ("--episodes", "2.5")),
+    ("controller eval --scene moon", ("--scene", "moon", "flat")),
+    ("controller eval --out README.md", ("--out", "README.md", "directory")),
+    ("bench nothing", ("nothing", "physics")),
+    ("bench", ("scenario", "physics")),
+    ("doctor --backend cuda", ("--backend", "cuda", "native", "mjx")),
+    ("doctor --nope 3", ("--nope",)),
+    ("doctor --seed -1", ("--seed", "-1", "0 .. ")),
+    ("controller", ("train", "eval")),
+    ("fly", ("fly", "doctor")),
+    ("--json doctor", ("--json",)),
+    ("", ("doctor",)),
+]
+
+
+@pytest.mark.parametrize(("line", "told"), BAD, ids=[line or "nothing" for line, _ in BAD])
+def test_bad_arguments_exit_2_and_name_flag_value_and_range(line, told, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    ran = []
+    monkeypatch.setattr(cli, "_load", lambda spec, load=cli._load: ran.append(spec) or load(spec))
+    assert cli.main(line.split()) == 2
+    assert not any(":run_" in spec for spec in ran)
+    out, err = capfd.readouterr()
+    assert out == ""
+    flat = re.sub(r"[\s│]+", " ", err)  # tyro breaks lines inside its frames
+    for text in told:
+        assert text in flat or text in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("fail", "status", "told"),
+    [
+        ("bug", 1, "RuntimeError: a bug"),
+        ("config", 2, "--num-envs: got 7, allowed: 1 .. 3"),
+        ("elsewhere", 2, "mass: got -1.0, allowed: 0 .. inf [kg]"),
+        ("no file", 2, "legs.safetensors"),
+        ("checkpoint", 2, "cannot be read"),
+        ("run", 2, "not empty"),
+        ("interrupt", 1, "interrupted"),
+    ],
+)
+def test_failures_while_running(fail, status, told, capfd):
+    assert cli.main(["echo", "--fail", fail, "--json"]) == status
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert told in err
+    assert ("Traceback" in err) == (fail == "bug")
+
+
+def test_process_exits_with_the_status():
+    status = subprocess.run(
+        [sys.executable, "-m", "train.cli", "doctor", "--nope"], cwd=ROOT, capture_output=True
+    ).returncode
+    assert status == 2
+
+
+# --- output --------------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_all_there_is_on_stdout(capfd):
+    assert cli.main(["echo", "--json", "--seed", "5"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == RECORD
+    assert out.count("\n") == 1
+    for text in ("from Python", "from C", "from a child"):
+        assert text in err
+    assert calls[0].seed == 5
+
+
+def test_without_json_the_summary_is_for_people(capfd):
+    assert cli.main(["echo"]) == 0
+    out, _ = capfd.readouterr()
+    assert "from C" in out
+    assert out.splitlines()[-1].split() == ["answer", "42"]
+
+
+def test_out_gets_the_summary(tmp_path):
+    assert cli.main(["echo", "--out", str(tmp_path / "a" / "b")]) == 0
+    assert json.loads((tmp_path / "a" / "b" / "summary.json").read_text()) == RECORD
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["controller", "--help"], ["doctor", "--help"], ["doctor", "--nope"], ["fly"]]
+)
+def test_help_and_mistakes_load_nothing_heavy(words):
+    code = (
+        "import sys; from train.cli import main; main(sys.argv[1:]); "
+        "print([m for m in ('jax', 'mujoco', 'flax', 'numpy') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_lists_every_command(capfd):
+    for words, below in (
+        (["--help"], {c.name.split()[0] for c in cli.COMMANDS}),
+        (["controller", "-h"], {"train", "eval"}),
+    ):
+        assert cli.main(words) == 0
+        out = capfd.readouterr().out
+        assert below <= set(re.findall(r"\w+", out))
+
+
+# --- flags ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(BY_NAME))
+def test_command_exists(name):
+    assert dataclasses.is_dataclass(cli._load(BY_NAME[name].args))
+    assert callable(cli._load(BY_NAME[name].run))
+
+
+def test_every_setting_of_ppo_is_a_flag_with_default_and_range(capfd):
+    assert cli.main(["controller", "train", "--help"]) == 0
+    text = re.sub(r"[\s│]+", " ", capfd.readouterr().out)
+    for field in dataclasses.fields(PPOConfig):
+        if field.name != "num_envs":
+            assert f"--ppo.{field.name.replace('_', '-')}" in text
+    assert "--ppo.num-envs" not in text
+    assert "discount per step [0 .. 1] (default: 0.98)" in text
+    assert "stop after this much wall clock even if iterations are left [0.01 .. 100000, in min]" in text
+
+
+def test_num_envs_is_one_setting():
+    args = parse("controller train --num-envs 64")
+    assert (args.num_envs, args.ppo.num_envs) == (64, 64)
+    args = parse("controller train")
+    assert args.num_envs == args.ppo.num_envs == PPOConfig().num_envs
+
+
+def test_a_preset_sets_defaults_that_flags_override():
+    args = parse("controller train --ppo.minibatches 2 --preset=gpu")
+    assert args.num_envs == args.ppo.num_envs == PRESETS["gpu"]["num_envs"]
+    assert args.ppo.minibatches == 2
+    assert args.preset == "gpu"
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_presets_are_valid(preset):
+    assert parse(f"controller train --preset {preset}") == TrainArgs.defaults(preset)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    gamma=st.floats(0, 1),
+    sizes=st.lists(st.integers(1, 512), min_size=1, max_size=4),
+    seed=st.integers(0, 2**31 - 1),
+    minutes=st.none() | st.floats(0.01, 1e5),
+    randomize=st.booleans(),
+)
+def test_flags_arrive_as_they_were_given(gamma, sizes, seed, minutes, randomize):
+    words = [
+        "controller train",
+        f"--ppo.gamma {gamma!r}",
+        f"--ppo.actor-sizes {' '.join(map(str, sizes))}",
+        f"--seed {seed}",
+    ]
+    args = parse(" ".join([*words, *([f"--minutes {minutes!r}"] if minutes else [])]))
+    ppo = dataclasses.replace(PPOConfig(), gamma=gamma, actor_sizes=tuple(sizes))
+    assert args == dataclasses.replace(TrainArgs.defaults("cpu"), seed=seed, minutes=minutes, ppo=ppo)
+    assert parse("controller eval" + " --randomize" * randomize).randomize is randomize
+
+
+# --- README --------------------------------------------------------------------------------------------------------------
+
+
+def readme_lines():
+    blocks = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("rdp ")]
+
+
+def test_readme_shows_commands():
+    assert len(readme_lines()) >= 5
+
+
+@pytest.mark.parametrize("line", readme_lines())
+def test_readme_commands_parse(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = re.search(r"--out (\S+)", line)
+    if out:
+        Path(out[1]).mkdir(parents=True)
+    parse(line.removeprefix("rdp "))
+
+
+def test_readme_table_is_what_exists():
+    told = re.findall(r"^\| `rdp ([a-z]+(?: [a-z]+)?)", README, flags=re.MULTILINE)
+    assert sorted(told) == sorted(BY_NAME)

@@ -1,0 +1,108 @@
+"""Arguments of the commands: frozen dataclasses, every field a flag.  Loads neither JAX nor a simulator.
+
+A field says its range, unit and meaning as in `rdp_jax.config`; `train.cli` makes flags of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scenarios import SCENARIOS
+from rdp_jax.config import ConfigError, chosen, ranged
+
+BACKENDS = ("auto", "native", "mjx", "warp")
+SCENES = ("flat", "platform")
+
+
+def said(default: Any, help: str) -> Any:
+    """A field without a range."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def optional(lo: float | None, hi: float | None, help: str, unit: str = "") -> Any:
+    """A number within `[lo, hi]` that may be left out: `None`."""
+    return dataclasses.field(default=None, metadata={"optional": (lo, hi), "help": help, "unit": unit})
+
+
+def word(choices: tuple[str, ...], help: str) -> Any:
+    """A required word without a flag, one of a few."""
+    return dataclasses.field(metadata={"positional": True, "choices": choices, "help": help})
+
+
+def _span(lo: float | None, hi: float | None, unit: str) -> str:
+    return f"{'-inf' if lo is None else lo} .. {'inf' if hi is None else hi}" + (f" [{unit}]" if unit else "")
+
+
+def input_file(help: str) -> Any:
+    """A file that must exist, or `None`."""
+    return dataclasses.field(default=None, metadata={"file": True, "help": help})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """Flags of every command."""
+
+    seed: int = ranged(0, 0, 2**31 - 1, "seed of every random draw")
+    out: Path | None = said(None, "directory for what the command writes; summary.json is always among it")
+    backend: str = chosen("auto", BACKENDS, "physics: auto takes native on a CPU, mjx on an accelerator")
+    num_envs: int | None = optional(1, 2**20, "environments side by side; left out: the command's own choice")
+    json: bool = said(False, "print the summary as one JSON object, last line of stdout; all else goes to stderr")
+
+    def check(self) -> None:
+        """What `rdp_jax.config.validate` cannot see: numbers left out, and files that must be there."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if "optional" in field.metadata and value is not None:
+                lo, hi = field.metadata["optional"]
+                if not (lo is None or value >= lo) or not (hi is None or value <= hi):
+                    raise ConfigError(field.name, value, _span(lo, hi, field.metadata["unit"]))
+            if field.metadata.get("file") and value is not None and not value.is_file():
+                raise ConfigError(field.name, str(value), "an existing file")
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise ConfigError("out", str(self.out), "a directory, or a name not taken")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resumable(Common):
+    """Flags of commands that train."""
+
+    preset: str = chosen("cpu", ("cpu", "gpu"), "defaults of all other flags, fit for such a machine")
+    resume: bool = said(False, "go on from the newest checkpoint in --out")
+
+    def check(self) -> None:
+        super().check()
+        if self.resume and (self.out is None or not self.out.is_dir()):
+            raise ConfigError("resume", self.resume, "only with --out naming an existing run directory")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoctorArgs(Common):
+    """Versions, devices, physics backends that work, matmul precision, rendering."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoArgs(Common):
+    """A short tour in one HTML report: the shipped controller at work."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalArgs(Common):
+    """Evaluate the low-level controller with the weights shipped in the package, or with your own."""
+
+    episodes: int = ranged(256, 1, 2**20, "episodes")
+    episode_s: float = ranged(10.0, 0.1, 3600.0, "length of an episode", "s")
+    scene: str = chosen("flat", SCENES, "ground")
+    randomize: bool = said(False, "draw friction, masses and gains per episode instead of the nominal ones")
+    legs: Path | None = input_file("weights of the leg policy (.safetensors); left out: the shipped ones")
+    hands: Path | None = input_file("weights of the hand policy (.safetensors); left out: the shipped ones")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchArgs(Common):
+    """Run a benchmark scenario."""
+
+    name: str = word(tuple(SCENARIOS), "scenario")
+    repeats: int | None = optional(1, 10**6, "timed calls per case; left out: the scenario's own choice")
+    set: tuple[str, ...] = said((), "settings of the scenario to change, as KEY=VALUE")

@@ -1,0 +1,72 @@
+"""`rdp bench NAME`: a scenario of `benchmarks.scenarios`, told as a summary."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from benchmarks.runner import run
+from benchmarks.scenarios import SCENARIOS
+from envs.physics import available
+from rdp_jax.config import ConfigError
+from train.args import BenchArgs
+from train.output import summary
+
+
+def _value(text: str) -> Any:
+    """A JSON value, or else the word itself."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return tuple(value) if isinstance(value, list) else value
+
+
+def overrides(args: BenchArgs) -> dict[str, Any]:
+    """Settings of the scenario that `args` change.  Raises `ConfigError` for a flag that it has no use for."""
+    settings, changes = SCENARIOS[args.name].settings, {}
+    if args.num_envs is not None:
+        name = next((n for n in ("num_envs", "lanes") if n in settings), None)
+        if name is None:
+            raise ConfigError("num_envs", args.num_envs, f"not given: {args.name} has no such setting")
+        changes[name] = args.num_envs
+    if args.backend != "auto":
+        if "backend" not in settings:
+            raise ConfigError("backend", args.backend, f"auto: {args.name} chooses by itself")
+        changes["backend"] = args.backend
+    if "seed" in settings:
+        changes["seed"] = args.seed
+    for pair in args.set:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in settings:
+            raise ConfigError("set", pair, f"KEY=VALUE with KEY one of {', '.join(settings)}")
+        changes[name] = _value(text)
+    return changes
+
+
+def run_bench(args: BenchArgs) -> dict[str, Any]:
+    """Run a scenario; the metrics are those of its first case, the ratios between cases, and the whole result."""
+    begin = time.monotonic()
+    result = run(args.name, out=args.out, repeats=args.repeats, **overrides(args))
+    name, first = next(iter(result["cases"].items()))
+    settings = result["settings"]
+    metrics = {
+        "case": name,
+        "unit": first["unit"],
+        "per_second": first["per_second"],
+        "env_steps_per_s": first["per_second"] if first["unit"].startswith("env") else None,
+        "compile_s": first["compile_s"],
+        "peak_memory_mb": {k: round(v / 2**20, 1) for k, v in result["peak_memory_bytes"].items()},
+        "ratios": {k: v["median"] for k, v in result["ratios"].items()},
+        "result": result,
+    }
+    return summary(
+        "bench",
+        task=args.name,
+        seed=args.seed,
+        backend=settings.get("backend") or available()[0],
+        num_envs=settings.get("num_envs", settings.get("lanes", 0)),
+        wall_s=time.monotonic() - begin,
+        metrics=metrics,
+    )

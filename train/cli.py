@@ -1,0 +1,298 @@
+"""`rdp`: one entry per command in `COMMANDS`, nothing heavy loaded before its arguments are known to be good.
+
+Exit status: 0 done, 2 bad arguments or input file, 1 else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import traceback
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from rdp_jax.config import ConfigError, validate
+from train.output import show, stdout_to_stderr
+
+_STYLE = (tyro.conf.FlagCreatePairsOff,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command, loaded when it is called.
+
+    Attributes:
+      name: its words.
+      help: one line.
+      args: `module:class` of its arguments, a frozen dataclass (`train.args.Common` and more).  A classmethod
+        `defaults(preset)` gives the values that `--preset` stands for.
+      run: `module:function` from such arguments to a summary (`train.output.summary`).
+    """
+
+    name: str
+    help: str
+    args: str
+    run: str
+
+
+COMMANDS = (
+    Command(
+        "doctor",
+        "Versions, devices, physics backends that work, matmul precision, rendering.",
+        "train.args:DoctorArgs",
+        "train.doctor:run_doctor",
+    ),
+    Command(
+        "demo",
+        "A short tour in one HTML report: the shipped controller at work.",
+        "train.args:DemoArgs",
+        "train.demo:run_demo",
+    ),
+    Command(
+        "controller train",
+        "Train a part of the low-level controller.",
+        "train.controller_args:TrainArgs",
+        "train.controller:run_train",
+    ),
+    Command(
+        "controller eval",
+        "Evaluate the low-level controller.",
+        "train.args:EvalArgs",
+        "train.controller:run_eval",
+    ),
+    Command(
+        "bench",
+        "Run a benchmark scenario.",
+        "train.args:BenchArgs",
+        "train.bench:run_bench",
+    ),
+)
+GROUPS = {"": "Diffusion planners and whole-body controllers for humanoids.", "controller": "The low-level controller."}
+
+
+def _load(spec: str) -> Any:
+    module, _, name = spec.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+# --- flags from configs ------------------------------------------------------------------------------------------------
+
+
+def _metavar(hint: Any) -> str | None:
+    """`INT` rather than `{None}|INT` for what may be left out; `None` for tyro's own choice."""
+    kinds = typing.get_args(hint)
+    return {int: "INT", float: "FLOAT", Path: "PATH"}.get(kinds[0]) if type(None) in kinds else None
+
+
+def _help(meta: typing.Mapping[str, Any]) -> str:
+    lo, hi = meta.get("optional", (meta.get("lo"), meta.get("hi")))
+    span = (
+        ""
+        if lo is None and hi is None
+        else f"{'' if lo is None else f'{lo:.12g}'} .. {'' if hi is None else f'{hi:.12g}'}"
+    )
+    unit = meta.get("unit", "")
+    bounds = ", ".join(text for text in (span, f"in {unit}" if unit else "") if text)
+    return meta.get("help", "") + (f" [{bounds}]" if bounds else "")
+
+
+def _annotated(*parts: Any) -> Any:
+    form: Any = Annotated
+    return form[parts]
+
+
+def _default(field: dataclasses.Field, nested: type | None) -> Any:
+    """The default of `field`, in the form of flag type `nested` if it is a dataclass."""
+    make: Any = field.default_factory
+    if nested is not None:
+        return dataclasses.field(default_factory=lambda: _to_flags(nested, make()))
+    return dataclasses.field(default=field.default)
+
+
+def _flag_type(cls: type, hidden: Sequence[str] = ()) -> type:
+    """A copy of dataclass `cls`, less fields `hidden`, with its metadata put into annotations that tyro reads."""
+    hints = typing.get_type_hints(cls)
+    fields: list[tuple[str, Any, Any]] = []
+    # Help reads better with the flags of the command itself before those of all commands.
+    for field in sorted(dataclasses.fields(cls), key=lambda f: f.name not in cls.__annotations__):
+        if field.name in hidden:
+            continue
+        hint, meta, nested = hints[field.name], field.metadata, None
+        is_word = meta.get("positional", False)
+        if dataclasses.is_dataclass(hint):
+            hint = nested = _flag_type(hints[field.name], meta.get("hidden", ()))
+        elif "choices" in meta:
+            hint = Literal[tuple(meta["choices"])]
+        marks = [
+            tyro.conf.arg(help=_help(meta) or None, metavar=_metavar(hint)),
+            *([tyro.conf.Positional] if is_word else []),
+        ]
+        fields.append((field.name, _annotated(hint, *marks), _default(field, nested)))
+    copy = dataclasses.make_dataclass(cls.__name__, fields, frozen=True, kw_only=True)
+    copy.__doc__ = cls.__doc__
+    return copy
+
+
+def _to_flags(flag_type: type, config: Any) -> Any:
+    """`config` as an instance of the `_flag_type` copy of its class."""
+    values = {}
+    for field in dataclasses.fields(flag_type):
+        value = getattr(config, field.name)
+        is_nested = dataclasses.is_dataclass(value)
+        values[field.name] = _to_flags(typing.get_args(field.type)[0], value) if is_nested else value
+    return flag_type(**values)
+
+
+def _from_flags(cls: type, flags: Any) -> Any:
+    """Inverse of `_to_flags`; hidden fields get their defaults."""
+    hints, values = typing.get_type_hints(cls), {f.name: getattr(flags, f.name) for f in dataclasses.fields(flags)}
+    return cls(**{k: _from_flags(hints[k], v) if dataclasses.is_dataclass(v) else v for k, v in values.items()})
+
+
+def _flags(flag_type: type, prefix: str = "") -> typing.Iterator[str]:
+    """Dotted names of all flags."""
+    for field in dataclasses.fields(flag_type):
+        hint = typing.get_args(field.type)[0]
+        if dataclasses.is_dataclass(hint):
+            yield from _flags(typing.cast(type, hint), f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _complaint(error: ConfigError, cls: type) -> str:
+    """The flag behind field `error.field` (dotted, or bare as a nested `check` says it), its value, what is allowed."""
+    flags = list(_flags(_flag_type(cls)))
+    same_end = [flag for flag in flags if flag.rpartition(".")[2] == error.field.rpartition(".")[2]]
+    flag = error.field if error.field in flags else next(iter(same_end), None)
+    words = {f.name for f in dataclasses.fields(cls) if f.metadata.get("positional")}
+    name = error.field if flag is None else flag.upper() if flag in words else "--" + flag.replace("_", "-")
+    return f"{name}: got {error.value!r}, allowed: {error.allowed}"
+
+
+def _preset(words: Sequence[str], choices: Sequence[str]) -> str:
+    """The value of `--preset` in `words`, needed before the others because it sets their defaults."""
+    found = choices[0]
+    for i, word in enumerate(words):
+        if word.startswith("--preset="):
+            found = word.partition("=")[2]
+        elif word == "--preset" and i + 1 < len(words):
+            found = words[i + 1]
+    if found not in choices:
+        raise ConfigError("preset", found, " | ".join(choices))
+    return found
+
+
+def parse(command: Command, cls: type, words: Sequence[str]) -> Any:
+    """Checked arguments of `command`, an instance of `cls`.  Raises `ConfigError`; tyro leaves by `SystemExit`."""
+    flag_type = _flag_type(cls)
+    default: Any = tyro.MISSING_NONPROP
+    if hasattr(cls, "defaults"):
+        choices = next(f.metadata["choices"] for f in dataclasses.fields(cls) if f.name == "preset")
+        default = _to_flags(flag_type, cls.defaults(_preset(words, choices)))
+    flags = tyro.cli(
+        flag_type, prog=f"rdp {command.name}", description=cls.__doc__, args=words, default=default, config=_STYLE
+    )
+    args = _from_flags(cls, flags)
+    return validate(args.resolved() if hasattr(args, "resolved") else args)
+
+
+# --- running -----------------------------------------------------------------------------------------------------------
+
+
+def _find(words: Sequence[str]) -> tuple[Command, Sequence[str]] | None:
+    for command in COMMANDS:
+        name = command.name.split()
+        if list(words[: len(name)]) == name:
+            return command, words[len(name) :]
+    return None
+
+
+def _explain(words: Sequence[str]) -> None:
+    """Help or complaint for words that name no command; leaves by `SystemExit`."""
+    group = words[0] if words and words[0] in GROUPS else ""
+    below = {c.name.removeprefix(group).split()[0]: c.help for c in COMMANDS if c.name.startswith(group)}
+    for name in GROUPS:
+        if not group and name:
+            below[name] = GROUPS[name]
+    choices = [
+        _annotated(dataclasses.make_dataclass(name.title(), []), tyro.conf.subcommand(name, description=text))
+        for name, text in below.items()
+    ]
+    one_of: Any = typing.Union
+    tyro.cli(
+        one_of[tuple(choices)],
+        prog=f"rdp {group}".strip(),
+        description=GROUPS[group],
+        args=words[1:] if group else words,
+    )
+
+
+def _write(out: Path, record: dict[str, Any]) -> None:
+    from rdp_jax.runs import write_json  # loads JAX, as the command has by now
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "summary.json", record)
+
+
+def _input_errors() -> tuple[type[BaseException], ...]:
+    """Exceptions that mean a bad argument or input file; those of modules not loaded cannot have been raised."""
+    named = (("rdp_jax.runs", "RunError"), ("rdp_jax.checkpoint", "CheckpointError"))
+    found = [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]
+    files = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, json.JSONDecodeError)
+    return (ConfigError, *files, *found)
+
+
+def run(command: Command, words: Sequence[str]) -> int:
+    """Run `command` with `words` after its name; returns the exit status."""
+    cls = _load(command.args)
+    try:
+        args = parse(command, cls, words)
+        with stdout_to_stderr() if args.json else contextlib.nullcontext():
+            record = _load(command.run)(args)
+            if args.out is not None:
+                _write(args.out, record)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        print(f"rdp {command.name}: interrupted", file=sys.stderr)
+        return 1
+    except _input_errors() as error:
+        text = _complaint(error, cls) if isinstance(error, ConfigError) else str(error)
+        print(f"rdp {command.name}: {text}", file=sys.stderr)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        return 1
+    if args.json:
+        print(json.dumps(record, allow_nan=False), flush=True)
+    else:
+        show(record)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `rdp`; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        found = _find(words)
+        if found is None:
+            _explain(words)
+            return 0
+        return run(*found)
+    except BrokenPipeError:  # the reader of our output has gone; let nothing more be flushed into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except SystemExit as leave:  # tyro: 0 after help, 2 after a complaint
+        return leave.code if isinstance(leave.code, int) else 0 if leave.code is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
