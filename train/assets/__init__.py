@@ -1,0 +1,1 @@
+"""Style, scripts and vendored three.js that `train.report` puts into a page."""

@@ -1,0 +1,146 @@
+"""A trajectory as an MP4, where this machine can draw: MuJoCo's renderer, off screen, on EGL or OSMesa.
+
+Drawing happens in a process of its own, one per way of drawing tried: the way is fixed by an environment variable before
+MuJoCo is loaded, and a failed start of OpenGL may end the process. Where none works the result says why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mujoco
+import numpy as np
+
+BACKENDS = ("egl", "osmesa")
+TRACK_NAMES = ("Trunk", "trunk", "torso", "pelvis")
+
+
+@dataclass(frozen=True)
+class Video:
+    """What came of it: the file and how it was drawn, or None and the reason; true when there is a file."""
+
+    path: Path | None
+    backend: str | None = None
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.path is not None
+
+
+def write_video(
+    path: str | os.PathLike[str],
+    model: mujoco.MjModel,
+    qpos: np.ndarray,
+    fps: float,
+    size: tuple[int, int] = (640, 480),
+    *,
+    track: str | None = None,
+    max_fps: float = 30.0,
+    timeout_s: float = 600.0,
+    backends: tuple[str, ...] = BACKENDS,
+) -> Video:
+    """Draws `qpos` (T, nq) at `fps` as a video of `size` (width, height; even) with the camera on body `track`.
+
+    Frames are thinned by a whole number to at most about `max_fps`. An existing file is replaced, and only by a whole video.
+    """
+    qpos = np.asarray(qpos, np.float64)
+    if qpos.ndim != 2 or len(qpos) == 0 or qpos.shape[1] != model.nq:
+        raise ValueError(f"qpos must be (T, {model.nq}) with T > 0, not {qpos.shape}")
+    if any(s <= 0 or s % 2 for s in size):
+        raise ValueError(f"size must be two even numbers, not {size}")
+    _track_body(model, track)
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stride = max(1, round(fps / max_fps))
+    reasons = []
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        job = Path(folder)
+        mujoco.mj_saveModel(model, str(job / "model.mjb"))
+        np.save(job / "qpos.npy", qpos[::stride])
+        (job / "job.json").write_text(json.dumps({"fps": fps / stride, "size": list(size), "track": track}))
+        for backend in backends:
+            reason = _draw_apart(job, backend, timeout_s)
+            if not reason:
+                os.replace(job / "video.mp4", path)
+                return Video(path, backend)
+            reasons.append(f"{backend}: {reason}")
+    return Video(None, None, "; ".join(reasons))
+
+
+def _draw_apart(job: Path, backend: str, timeout_s: float) -> str:
+    """Runs `_draw` in another process; empty, or why there is no video."""
+    env = dict(os.environ, MUJOCO_GL=backend, PYOPENGL_PLATFORM=backend)
+    command = [sys.executable, "-P", str(Path(__file__).resolve()), str(job)]
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return f"not done after {timeout_s:g} s"
+    if done.returncode == 0 and (job / "video.mp4").exists():
+        return ""
+    # The first error is the cause: those after it follow from it.
+    error = re.search(r"^[\w.]*(?:Error|Exception): .*", done.stderr, re.MULTILINE)
+    last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+    return (error.group() if error else last[0])[:300]
+
+
+def _track_body(model: mujoco.MjModel, name: str | None) -> int:
+    names = [model.body(i).name for i in range(model.nbody)]
+    for candidate in (name,) if name is not None else TRACK_NAMES:
+        if candidate in names:
+            return names.index(candidate)
+    if name is not None:
+        raise ValueError(f"no body named {name!r} to track")
+    return min(1, model.nbody - 1)
+
+
+def _add_floor(scene: mujoco.MjvScene) -> None:
+    """A grey ground at height 0 under a robot that comes without one."""
+    if scene.ngeom < scene.maxgeom:
+        plane, size, place = mujoco.mjtGeom.mjGEOM_PLANE, np.array([20.0, 20.0, 0.1]), np.zeros(3)
+        color = np.array([0.55, 0.58, 0.62, 1.0], np.float32)
+        mujoco.mjv_initGeom(scene.geoms[scene.ngeom], plane, size, place, np.eye(3).ravel(), color)
+        scene.ngeom += 1
+
+
+def _draw(job: Path) -> None:
+    """Draws the job in this process; called with MUJOCO_GL set."""
+    import imageio_ffmpeg
+
+    what = json.loads((job / "job.json").read_text())
+    model, qpos = mujoco.MjModel.from_binary_path(str(job / "model.mjb")), np.load(job / "qpos.npy")
+    width, height = what["size"]
+    model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
+    model.vis.global_.offheight = max(height, model.vis.global_.offheight)
+    if model.nlight == 0:  # a model that was not lit to be looked at
+        model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = 0.35, 0.65
+    floor = not (model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE).any()
+    data, camera = mujoco.MjData(model), mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_TRACKING
+    camera.trackbodyid = _track_body(model, what["track"])
+    camera.distance, camera.azimuth, camera.elevation = 2.8, 135.0, -14.0
+    part = str(job / "part.mp4")
+    writer = imageio_ffmpeg.write_frames(
+        part, (width, height), fps=what["fps"], codec="libx264", quality=7, macro_block_size=2, ffmpeg_log_level="error"
+    )
+    with mujoco.Renderer(model, height, width) as renderer:
+        writer.send(None)
+        for q in qpos:
+            data.qpos[:] = q
+            mujoco.mj_forward(model, data)
+            renderer.update_scene(data, camera)
+            if floor:
+                _add_floor(renderer.scene)
+            writer.send(np.ascontiguousarray(renderer.render()))
+    writer.close()
+    os.replace(part, job / "video.mp4")
+
+
+if __name__ == "__main__":
+    _draw(Path(sys.argv[1]))
