@@ -31,9 +31,11 @@ def _unwrap(tree: Any) -> list[jax.Array]:
 
 
 def _names(tree: Any) -> list[str]:
-    """A path for each leaf.  The index in front keeps them unique and in order."""
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return [f"{i:04d}" + jax.tree_util.keystr(path).replace("/", "_") for i, (path, _) in enumerate(paths)]
+    """A path for each leaf, as `params.actor.log_std`."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator=".").replace("/", "_")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 class Checkpointer:
@@ -111,7 +113,7 @@ def save_weights(path: Path | str, tree: Any, metadata: dict[str, Any] | None = 
     `metadata` is anything JSON can hold (config, versions).  Written beside and renamed.
     """
     flat = traverse_util.flatten_dict(serialization.to_state_dict(jax.device_get(tree)), sep="/")
-    arrays = {name: np.ascontiguousarray(value) for name, value in flat.items()}
+    arrays = {name: np.array(value, order="C") for name, value in flat.items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

@@ -1,0 +1,194 @@
+"""Runs: exact resume, signals, refusals, damaged files."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rdp_jax import checkpoint, config, metrics
+from rdp_jax.algos import loop, ppo
+from rdp_jax.checkpoint import Checkpointer, CheckpointError
+from rdp_jax.runs import Run, RunError
+
+
+def numbers(tree):
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return [np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in jax.tree.leaves(tree)]
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(numbers(a), numbers(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def lines(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+@pytest.fixture
+def go(tiny, tiny_update, env):
+    """Runs the tiny PPO up to an iteration in a directory, resuming if told; returns the loop's result."""
+
+    def run_to(out, iterations, resume=False, progress=None, **settings):
+        params = env.default_params()
+        state = ppo.init(jax.random.key(3), tiny, env, params)
+        settings = loop.LoopConfig(iterations=iterations, **settings)
+        with Run(out, config.to_dict(tiny), resume=resume) as run:
+            return loop.train(tiny_update, run.restore(state), params, settings, run, progress=progress)
+
+    return run_to
+
+
+@pytest.fixture(scope="module")
+def straight(tiny, tiny_update, env, tmp_path_factory):
+    """Six iterations without a break: `(state, directory)`."""
+    out, params = tmp_path_factory.mktemp("straight"), env.default_params()
+    with Run(out, config.to_dict(tiny)) as run:
+        state = ppo.init(jax.random.key(3), tiny, env, params)
+        result = loop.train(tiny_update, state, params, loop.LoopConfig(iterations=6), run)
+        run.finish({"iterations": 6})
+    return result.state, out
+
+
+def test_three_and_three_are_six(go, straight, tmp_path):
+    assert go(tmp_path, 3).stopped_by is None
+    result = go(tmp_path, 6, resume=True)
+    assert_same_bits(result.state, straight[0])
+    assert timeless(lines(tmp_path)) == timeless(lines(straight[1]))
+    assert [row["iteration"] for row in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_saving_logging_evaluating_change_no_number(tiny, tiny_update, env, straight, tmp_path):
+    state, params = ppo.init(jax.random.key(3), tiny, env, env.default_params()), env.default_params()
+    settings = loop.LoopConfig(iterations=6, save_every_s=0.0, log_every=4, eval_every=2)
+    seen = []
+    with Run(tmp_path, config.to_dict(tiny)) as run:
+        evaluate = lambda s: seen.append(int(s.iteration)) or {"x": 1.0}  # noqa: E731
+        result = loop.train(tiny_update, state, params, settings, run, evaluate)
+    assert_same_bits(result.state, straight[0])
+    assert [row["iteration"] for row in lines(tmp_path)] == [4, 6]
+    assert seen == [2, 4, 6]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_killed_between_checkpoints(go, straight, tmp_path):
+    """It dies after iteration 4, of which the log has lines, but the checkpoint is of iteration 2."""
+    go(tmp_path, 2)
+
+    def die(progress):
+        if progress.iteration == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        go(tmp_path, 6, resume=True, progress=die)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 5, "rew')  # a line cut short
+    result = go(tmp_path, 6, resume=True)
+    assert_same_bits(result.state, straight[0])
+    assert timeless(lines(tmp_path)) == timeless(lines(straight[1]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_first(go, straight, tmp_path, number):
+    before = signal.getsignal(number)
+    result = go(tmp_path, 6, progress=lambda p: os.kill(os.getpid(), number) if p.iteration == 2 else None)
+    assert result.stopped_by == number
+    assert int(result.state.iteration) == 2
+    assert signal.getsignal(number) is before
+    assert_same_bits(go(tmp_path, 6, resume=True).state, straight[0])
+
+
+def test_directory_describes_itself(straight, tiny):
+    saved = json.loads((straight[1] / "config.json").read_text())
+    assert config.from_dict(ppo.PPOConfig, saved["config"]) == tiny
+    assert saved["versions"]["jax"] == jax.__version__
+    assert "git" in saved
+    assert json.loads((straight[1] / "summary.json").read_text()) == {"iterations": 6}
+    row = lines(straight[1])[0]  # after ten steps of 24 hardly an episode has ended, but none is silently a number
+    assert row["episode/return"] is None or row["episode/finished"] > 0
+
+
+def test_refusals(straight, tiny, tmp_path):
+    saved = config.to_dict(tiny)
+    with pytest.raises(RunError, match="not empty"):
+        Run(straight[1], saved)
+    with pytest.raises(RunError, match=r"gamma=0\.98, now 0\.5"):
+        Run(straight[1], {**saved, "gamma": 0.5}, resume=True)
+    with pytest.raises(RunError, match="not a run"):
+        Run(tmp_path, saved, resume=True)
+
+
+def test_checkpoint_of_another_config_or_network(straight, tiny, tiny_state):
+    folder, saved = straight[1] / "checkpoints", config.to_dict(tiny)
+    with pytest.raises(CheckpointError, match=r"config clip: now 0\.3, saved 0\.2"):
+        Checkpointer(folder, {**saved, "clip": 0.3}).restore(tiny_state)
+    with pytest.raises(CheckpointError, match=r"differs in array .*now None, saved"):
+        Checkpointer(folder, saved).restore(tiny_state.replace(env=()))
+    assert_same_bits(Checkpointer(folder, saved).restore(tiny_state), straight[0])
+
+
+def test_keeps_the_last(tmp_path):
+    saver = Checkpointer(tmp_path, {}, keep=2)
+    for i in range(5):
+        saver.save(i, {"x": jnp.float32(i)})
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["3", "4"]
+    assert float(saver.restore({"x": jnp.float32(0)}, 3)["x"]) == 3.0
+
+
+@pytest.mark.parametrize("how", ["truncate", "metadata"])
+def test_damaged_checkpoint(tmp_path, how):
+    state = {"x": jnp.arange(100_000.0)}
+    Checkpointer(tmp_path, {}).save(1, state)
+    if how == "metadata":
+        next((tmp_path / "1" / "meta").glob("*")).unlink()
+    else:
+        for file in (tmp_path / "1" / "state").rglob("*"):
+            if file.is_file() and "METADATA" not in file.name and "sharding" not in file.name:
+                file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="damaged or incomplete"):
+        Checkpointer(tmp_path, {}).restore(state)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        Checkpointer(tmp_path / "empty", {}).restore(state)
+
+
+def test_weights(tiny_state, tmp_path):
+    tree, path = {"params": tiny_state.params, "normalizer": tiny_state.normalizer}, tmp_path / "w.safetensors"
+    checkpoint.save_weights(path, tree, {"env": "toy", "sizes": [16]})
+    loaded, metadata = checkpoint.load_weights(path, tree)
+    assert_same_bits(loaded, tree)
+    assert jax.tree.structure(loaded) == jax.tree.structure(tree)
+    assert metadata == {"env": "toy", "sizes": [16]}
+    obs = {"actor": jnp.ones((3, 4))}
+    np.testing.assert_array_equal(
+        ppo.policy(loaded["params"], loaded["normalizer"], obs), ppo.policy(*tree.values(), obs)
+    )
+    wrong = {**tree, "params": {**tree["params"], "critic": {"w": jnp.zeros(2)}}}
+    with pytest.raises(CheckpointError, match=r"differ in shape of params/critic"):
+        checkpoint.load_weights(path, wrong)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load_weights(path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load_weights(tmp_path / "none.safetensors")
+
+
+def test_json_has_no_nan(tmp_path):
+    sink = metrics.JsonlSink(tmp_path / "m.jsonl")
+    sink.write(1, {"a": jnp.float32(jnp.nan), "b": np.float32(0.5), "c": np.int32(3)})
+    assert lines_of(tmp_path / "m.jsonl") == [{"iteration": 1, "a": None, "b": 0.5, "c": 3}]  # flushed, not yet closed
+    sink.close()
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
