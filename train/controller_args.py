@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from rdp_jax.algos.ppo import PPOConfig
 from rdp_jax.config import chosen, ranged
-from train.args import SCENES, Resumable, optional
+from train.args import SCENES, Resumable, input_file, optional
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {},
@@ -23,6 +24,7 @@ class TrainArgs(Resumable):
     iterations: int = ranged(2000, 1, 10**9, "PPO iterations")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock even if iterations are left", "min")
     scene: str = chosen("flat", SCENES, "ground")
+    partner: Path | None = input_file("weights of the other part (.safetensors); left out: the shipped ones, if any")
     # Its num_envs is --num-envs.
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig, metadata={"hidden": ("num_envs",)})
 

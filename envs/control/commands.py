@@ -1,0 +1,168 @@
+"""Random command sequences on which the controller trains and is judged: base velocities and moving hand targets.
+
+Hand targets travel between reachable arm postures along minimum-jerk paths in joint space and are handed out as palm poses
+only, so every target on the way is reachable and the controller still has to solve for the joints itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs.control.controller import CONTROL_DT, Command, Controller
+from envs.t1 import gait, kinematics
+from envs.t1.robot import ARM_MIRROR, STAND_ARM_LEFT
+
+Array = jax.Array
+
+# Where the left palm goes, trunk frame [m]: in front of the trunk, not across it, from the hip to above the shoulder.
+REACH_LOW = np.array([0.14, 0.05, -0.12], np.float32)
+REACH_HIGH = np.array([0.46, 0.38, 0.36], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandRanges:
+    """Ranges of the command sequences.
+
+    Attributes:
+      vx, vy, yaw: base velocity [m/s, m/s, rad/s]; `stand` is the share of standing phases.
+      hold: seconds between new velocity commands.
+      hand_travel, hand_hold: seconds a hand target moves, then rests.
+      hand_speed: fastest joint along a path [rad/s]; a longer path takes longer.
+      together: share of moves in which both hands make the same (mirrored) move.
+    """
+
+    vx: tuple[float, float] = (-0.2, 0.4)
+    vy: tuple[float, float] = (-0.15, 0.15)
+    yaw: tuple[float, float] = (-0.4, 0.4)
+    stand: float = 0.2
+    hold: tuple[float, float] = (1.5, 5.0)
+    hand_travel: tuple[float, float] = (0.8, 2.0)
+    hand_hold: tuple[float, float] = (0.3, 1.0)
+    hand_speed: float = 1.2
+    together: float = 0.3
+
+
+@struct.dataclass
+class CommandState:
+    """Attributes:
+    velocity: `(3,)` present base velocity command; `next_velocity ()` ticks until it is redrawn.
+    start, goal: `(14,)` arm postures between which the hand targets travel.
+    elapsed, travel, hold: `(2,)` ticks of each hand's move: since it began, of its travel, of its rest.
+    """
+
+    velocity: Array
+    next_velocity: Array
+    start: Array
+    goal: Array
+    elapsed: Array
+    travel: Array
+    hold: Array
+
+
+def reach_pool(controller: Controller, size: int = 2048, seed: int = 0) -> np.ndarray:
+    """`(size, 7)` postures of the left arm whose palm lies in the reach box and faces roughly inward.
+
+    Rejection sampling around the standing posture; deterministic, a second at most.
+    """
+    rng = np.random.default_rng(seed)
+    chain = controller.arm
+    kept: list[np.ndarray] = []
+    spread = np.array([0.9, 0.5, 0.6, 0.6, 0.8, 0.5, 0.6], np.float32)
+    fk = jax.jit(jax.vmap(lambda q: kinematics.fk(chain, q)))
+    while sum(map(len, kept)) < size:
+        q = STAND_ARM_LEFT + spread * rng.uniform(-1, 1, (8192, 7)).astype(np.float32)
+        inside = np.all((q > chain.lower + 0.1) & (q < chain.upper - 0.1), axis=1)
+        pos, rot = (np.asarray(x) for x in fk(q))
+        inside &= np.all((pos > REACH_LOW) & (pos < REACH_HIGH), axis=1)
+        # Palm y axis within 60 degrees of the robot's left, fingers not pointing backward.
+        inside &= (rot[:, 1, 1] > 0.5) & (rot[:, 0, 0] > 0.3)
+        kept.append(q[inside])
+    return np.concatenate(kept)[:size]
+
+
+def _uniform(key: Array, bounds: tuple[float, float], shape=()) -> Array:
+    return jax.random.uniform(key, shape, minval=bounds[0], maxval=bounds[1])
+
+
+def _ticks(key: Array, bounds: tuple[float, float], shape=()) -> Array:
+    return jnp.round(_uniform(key, bounds, shape) / CONTROL_DT).astype(jnp.int32)
+
+
+class CommandProcess:
+    """Draws and advances command sequences for one robot."""
+
+    def __init__(self, controller: Controller, ranges: CommandRanges | None = None):
+        self.controller = controller
+        self.ranges = ranges or CommandRanges()
+        self.pool = reach_pool(controller)
+
+    def _velocity(self, key: Array) -> Array:
+        r = self.ranges
+        kx, ky, kw, ks, ka = jax.random.split(key, 5)
+        velocity = jnp.stack([_uniform(kx, r.vx), _uniform(ky, r.vy), _uniform(kw, r.yaw)])
+        # One in three is pure forward, sideways or turning: what planners command most.
+        single = jax.nn.one_hot(jax.random.randint(ka, (), 0, 9), 3) * velocity
+        velocity = jnp.where(jnp.any(single != 0.0), single, velocity)
+        return jnp.where(jax.random.uniform(ks) < r.stand, 0.0, velocity)
+
+    def _posture(self, key: Array) -> Array:
+        """`(14,)` random reachable posture of both arms."""
+        kl, kr, kt = jax.random.split(key, 3)
+        pool = jnp.asarray(self.pool)
+        left = pool[jax.random.randint(kl, (), 0, pool.shape[0])]
+        right = pool[jax.random.randint(kr, (), 0, pool.shape[0])]
+        right = jnp.where(jax.random.uniform(kt) < self.ranges.together, left, right)
+        return jnp.concatenate([left, right * ARM_MIRROR])
+
+    def start(self, key: Array, arm_q: Array) -> CommandState:
+        """First commands: stand for a moment with the hands where they are (`arm_q (14,)`)."""
+        kv, kn, kg, kh = jax.random.split(key, 4)
+        walk_at_once = jax.random.uniform(kn) < 0.5
+        state = CommandState(
+            velocity=jnp.where(walk_at_once, self._velocity(kv), 0.0),
+            next_velocity=_ticks(kn, self.ranges.hold),
+            start=arm_q,
+            goal=arm_q,
+            elapsed=jnp.zeros(2, jnp.int32),
+            travel=jnp.ones(2, jnp.int32),
+            hold=_ticks(kh, (0.1, 0.6), (2,)),
+        )
+        del kg
+        return state
+
+    def advance(self, state: CommandState, key: Array) -> CommandState:
+        """One tick."""
+        kv, kn, kp, kt, kh = jax.random.split(key, 5)
+        r = self.ranges
+        count = state.next_velocity - 1
+        redraw = count <= 0
+        elapsed = state.elapsed + 1
+        done = elapsed >= state.travel + state.hold
+        each = jnp.repeat(done, 7)
+        goal = jnp.where(each, self._posture(kp), state.goal)
+        start = jnp.where(each, state.goal, state.start)
+        # Minimum jerk peaks at 1.875 times its mean speed.
+        distance = jnp.max(jnp.abs(goal - start).reshape(2, 7), axis=1)
+        slowest = jnp.ceil(1.875 * distance / (r.hand_speed * CONTROL_DT)).astype(jnp.int32)
+        travel = jnp.where(done, jnp.maximum(_ticks(kt, r.hand_travel, (2,)), slowest), state.travel)
+        return CommandState(
+            velocity=jnp.where(redraw, self._velocity(kv), state.velocity),
+            next_velocity=jnp.where(redraw, _ticks(kn, r.hold), count),
+            start=start,
+            goal=goal,
+            elapsed=jnp.where(done, 0, elapsed),
+            travel=travel,
+            hold=jnp.where(done, _ticks(kh, r.hand_hold, (2,)), state.hold),
+        )
+
+    def command(self, state: CommandState) -> Command:
+        """The present command."""
+        progress = gait.quintic(state.elapsed.astype(jnp.float32) / state.travel)
+        arm_q = state.start + jnp.repeat(progress, 7) * (state.goal - state.start)
+        pos, rot = self.controller.hands_at(arm_q)
+        return Command(state.velocity, pos, rot, jnp.zeros(2))

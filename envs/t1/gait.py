@@ -1,0 +1,297 @@
+"""From a base velocity command to alternating foot placements, and from those to reference poses of feet and base.
+
+The planner commands a velocity; the controller tracks **foot placements**, because velocity tracking drifts under the frequent
+starts and stops of manipulation (REFINE-DP, section on the low-level controller).  This module is what lies between.
+
+One step lasts `duration` ticks: double support first (weight shift), then the swing.  Placements are planned relative to the
+*measured* stance foot when a step begins and are latched then; what may still move them is balance (`capture` below).  A zero
+command squares the feet with one step and then stands without a clock.  All poses are `(x, y, z, yaw)` in the world frame;
+on a robot the world is leg odometry, as everything here is relative to the feet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs.t1.robot import BASE_HEIGHT, FOOT_AHEAD, FOOT_APART
+from envs.t1.rotations import wrap_angle
+
+Array = jax.Array
+Ground = Callable[[Array, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class GaitConfig:
+    """Shape of the gait (static).
+
+    Attributes:
+      double_support: ticks of double support at the start of each step.
+      swing_height: apex of the swing foot above the line between its ends [m].
+      apart: nominal lateral distance of the soles [m]; `min_apart` and `max_apart` bound every placement.
+      reach: longest placement ahead of or behind the stance foot on the level [m]; `climb_reach` where a ledge demands it.
+      sway: share of the way from the mid-point to the stance foot that the base moves to at mid-step.
+      capture_gain: seconds of base velocity error added to the placement; the error counts beyond `capture_deadband`
+        [m/s] only, and the shift is at most `capture_max` [m].
+      stumble: base speed [m/s] at which a standing robot starts to step.
+      ledge_ahead, ledge_behind: how far a sole's centre stays before and beyond a ledge [m] (toe and heel clearance).
+    """
+
+    double_support: int = 5
+    swing_height: float = 0.07
+    apart: float = FOOT_APART
+    min_apart: float = 0.15
+    max_apart: float = 0.36
+    reach: float = 0.23
+    climb_reach: float = 0.27
+    sway: float = 0.4
+    capture_gain: float = 0.25
+    capture_deadband: float = 0.12
+    capture_max: float = 0.15
+    stumble: float = 0.22
+    ledge_ahead: float = 0.125
+    ledge_behind: float = 0.105
+
+
+@struct.dataclass
+class GaitState:
+    """Attributes:
+    walking: `()` bool; false is the standing mode.
+    tick: `()` int32 ticks since the step began.
+    duration: `()` int32 ticks per step.
+    swing: `()` int32 index of the swing foot, 0 left, 1 right.
+    anchor: `(2, 4)` pose of each foot when the step (or the standing) began.
+    plan: `(4,)` placement latched when the step began; `shift (2,)` what balance added since [m].
+    latched: `(3,)` velocity command that this step executes; `squaring` `()` bool, it is the step that squares the feet.
+    """
+
+    walking: Array
+    tick: Array
+    duration: Array
+    swing: Array
+    anchor: Array
+    plan: Array
+    shift: Array
+    latched: Array
+    squaring: Array
+
+
+@struct.dataclass
+class References:
+    """Attributes:
+    feet: `(2, 4)` reference pose of each foot, world.
+    base: `(4,)` reference pose of the trunk, world; `base_velocity (2,)` its horizontal velocity [m/s].
+    target: `(4,)` where the swing foot will land (its present pose when standing).
+    phase: `()` progress of the step in 0..1 (0 when standing); `contact (2,)` 1 where a foot should bear load.
+    """
+
+    feet: Array
+    base: Array
+    base_velocity: Array
+    target: Array
+    phase: Array
+    contact: Array
+
+
+def quintic(s: Array) -> Array:
+    """Minimum-jerk blend of `s` in 0..1 (clipped)."""
+    s = jnp.clip(s, 0.0, 1.0)
+    return s * s * s * (10.0 + s * (6.0 * s - 15.0))
+
+
+def turn(yaw: Array, xy: Array) -> Array:
+    """Rotate `xy (2,)` by `yaw` [rad]."""
+    c, s = jnp.cos(yaw), jnp.sin(yaw)
+    return jnp.stack([c * xy[0] - s * xy[1], s * xy[0] + c * xy[1]])
+
+
+def stand(feet: Array, duration: Array) -> GaitState:
+    """Standing on `feet (2, 4)`."""
+    return GaitState(
+        walking=jnp.array(False),
+        tick=jnp.array(0, jnp.int32),
+        duration=jnp.asarray(duration, jnp.int32),
+        swing=jnp.array(0, jnp.int32),
+        anchor=feet,
+        plan=feet[0],
+        shift=jnp.zeros(2),
+        latched=jnp.zeros(3),
+        squaring=jnp.array(False),
+    )
+
+
+def _side(swing: Array) -> Array:
+    return 1.0 - 2.0 * swing.astype(jnp.float32)
+
+
+def _off_the_ledge(xy: Array, stance: Array, config: GaitConfig, platforms) -> Array:
+    """Move a placement that would straddle a ledge to its nearer side, or back if the far side is out of reach."""
+    for p in platforms:
+        x, y = xy
+        beside = jnp.abs(y - p.y) <= p.half_y + 0.1
+        for edge, outward in ((p.x - p.half_x, -1.0), (p.x + p.half_x, 1.0)):
+            # `d` grows towards the platform; before the ledge toes (or heels, going backward) must clear it.
+            d = (edge - x) * outward
+            straddles = (d > -config.ledge_ahead) & (d < config.ledge_behind) & beside
+            before = edge + outward * config.ledge_ahead
+            beyond = edge - outward * config.ledge_behind
+            other = jnp.where(d + config.ledge_ahead > config.ledge_behind - d, beyond, before)
+            retreat = jnp.where(jnp.abs(before - stance[0]) < jnp.abs(beyond - stance[0]), before, beyond)
+            x_new = jnp.where(jnp.abs(other - stance[0]) > config.climb_reach, retreat, other)
+            x = jnp.where(straddles, x_new, x)
+        xy = jnp.stack([x, y])
+    return xy
+
+
+def _place(
+    state: GaitState, command: Array, noise: Array, config: GaitConfig, ground: Ground, platforms, dt: float
+) -> Array:
+    """Placement of the swing foot for `command`, relative to the stance foot at `anchor`."""
+    stance = state.anchor[1 - state.swing]
+    seconds = state.duration * dt
+    side = _side(state.swing)
+    ahead = jnp.clip(command[0] * seconds + noise[0], -config.reach, config.reach)
+    apart = jnp.clip(config.apart + side * command[1] * seconds + noise[1], config.min_apart, config.max_apart)
+    turned = jnp.clip(command[2] * seconds, -0.3, 0.3)
+    xy = stance[:2] + turn(stance[3] + 0.5 * turned, jnp.stack([ahead, side * apart]))
+    if platforms:
+        xy = _off_the_ledge(xy, stance, config, platforms)
+    return jnp.stack([xy[0], xy[1], ground(xy[0], xy[1]), wrap_angle(stance[3] + turned)])
+
+
+def landing(state: GaitState, config: GaitConfig, ground: Ground, platforms=()) -> Array:
+    """`(4,)` placement with the balance shift, never nearer to the stance foot than `min_apart`."""
+    stance = state.anchor[1 - state.swing]
+    side = _side(state.swing)
+    rel = turn(-stance[3], state.plan[:2] + state.shift - stance[:2])
+    rel = jnp.stack([rel[0], side * jnp.clip(side * rel[1], config.min_apart, config.max_apart)])
+    xy = stance[:2] + turn(stance[3], rel)
+    # Clip only what balance moved, so that an undisturbed plan is reached exactly.
+    xy = jnp.where(jnp.any(state.shift != 0.0), xy, state.plan[:2])
+    if platforms:
+        xy = _off_the_ledge(xy, stance, config, platforms)
+    return jnp.stack([xy[0], xy[1], ground(xy[0], xy[1]), state.plan[3]])
+
+
+def advance(
+    state: GaitState,
+    command: Array,
+    feet: Array,
+    velocity: Array,
+    noise: Array,
+    config: GaitConfig,
+    ground: Ground,
+    platforms=(),
+    dt: float = 0.02,
+) -> GaitState:
+    """One tick.
+
+    Args:
+      state: gait state.
+      command: `(3,)` base velocity command in the base's heading frame [m/s, m/s, rad/s].
+      feet: `(2, 4)` measured sole poses.
+      velocity: `(2,)` base velocity minus its reference, world [m/s]; zero switches the balance reaction off.
+      noise: `(2,)` added to the placement (ahead, apart) if a step begins now [m].
+      config: shape of the gait.
+      ground: height of the ground at world `(x, y)`.
+      platforms: boxes whose ledges no foot may straddle.
+      dt: seconds per tick.
+
+    Returns:
+      The next state; a new step begins at `tick == 0`.
+    """
+    moving = jnp.any(jnp.abs(command) > 1e-3)
+    stumbling = ~state.walking & (jnp.linalg.norm(velocity) > config.stumble)
+    tick = state.tick + 1
+    finished = state.walking & (tick >= state.duration)
+    halt = finished & ~moving & state.squaring
+    begins = (finished & ~halt) | (~state.walking & (moving | stumbling))
+
+    # The first foot goes where the robot goes: sideways first, else with the turn.
+    heading = state.anchor[:, 3].mean()
+    fall = turn(-heading, velocity)[1]
+    lateral = jnp.where(stumbling & ~moving, fall, command[1] + 0.1 * command[2])
+    swing = jnp.where(finished, 1 - state.swing, (lateral < 0.0).astype(jnp.int32))
+
+    flat = feet.at[:, 2].set(ground(feet[:, 0], feet[:, 1]))
+    new = state.replace(
+        walking=begins | (state.walking & ~finished),
+        tick=jnp.where(begins | halt, 0, jnp.where(state.walking, tick, 0)),
+        swing=jnp.where(begins, swing, state.swing),
+        anchor=jnp.where(begins | halt, flat, state.anchor),
+        shift=jnp.where(begins | halt, 0.0, state.shift),
+        latched=jnp.where(begins, command, jnp.where(halt, 0.0, state.latched)),
+        squaring=jnp.where(begins, ~moving, state.squaring),
+    )
+    new = new.replace(plan=jnp.where(begins, _place(new, command, noise, config, ground, platforms, dt), new.plan))
+
+    # Balance: step towards where the base drifts, at a bounded rate, until the foot is about to land.
+    speed = jnp.linalg.norm(velocity)
+    excess = velocity * jnp.maximum(speed - config.capture_deadband, 0.0) / (speed + 1e-6)
+    wanted = config.capture_gain * excess
+    wanted = wanted * jnp.minimum(1.0, config.capture_max / (jnp.linalg.norm(wanted) + 1e-6))
+    early = new.walking & (new.tick < 0.7 * new.duration)
+    shift = new.shift + jnp.clip(wanted - new.shift, -0.02, 0.02)
+    return new.replace(shift=jnp.where(early, shift, new.shift))
+
+
+def references(
+    state: GaitState, config: GaitConfig, ground: Ground, platforms=(), ahead: float = 0.0, dt: float = 0.02
+) -> References:
+    """Reference poses `ahead` ticks after the state's tick."""
+    walking = state.walking
+    duration = state.duration.astype(jnp.float32)
+    t = jnp.minimum(state.tick + ahead, duration)
+    phase = jnp.where(walking, t / duration, 0.0)
+    swing_phase = jnp.where(
+        walking, jnp.clip((t - config.double_support) / (duration - config.double_support), 0.0, 1.0), 0.0
+    )
+    lift, stance = state.anchor[state.swing], state.anchor[1 - state.swing]
+    target = jnp.where(walking, landing(state, config, ground, platforms), lift)
+
+    # Climbing: up before forward; descending: forward before down.
+    rise = target[2] - lift[2]
+    up, down = jnp.clip(rise / 0.05, 0.0, 1.0), jnp.clip(-rise / 0.05, 0.0, 1.0)
+    along = quintic((swing_phase - 0.25 * up) / (1.0 - 0.25 * (up + down)))
+    vertical = quintic((swing_phase - 0.4 * down) / (1.0 - 0.4 * (up + down)))
+    bump = 64.0 * (swing_phase * (1.0 - swing_phase)) ** 3
+    foot = jnp.concatenate(
+        [
+            lift[:2] + along * (target[:2] - lift[:2]),
+            (lift[2] + vertical * rise + config.swing_height * bump)[None],
+            (lift[3] + along * wrap_angle(target[3] - lift[3]))[None],
+        ]
+    )
+    foot = jnp.where(walking, foot, lift)
+    feet = jnp.where((jnp.arange(2) == state.swing)[:, None], foot, stance)
+
+    # Base: from mid-point to mid-point at constant speed, over the stance foot in between.  Its height follows the lower foot,
+    # since a leg has only some centimetres of stretch left.
+    middle0 = 0.5 * (lift[:2] + stance[:2])
+    middle1 = 0.5 * (target[:2] + stance[:2])
+    middle = middle0 + phase * (middle1 - middle0)
+    pull = config.sway * jnp.sin(jnp.pi * phase)
+    yaw0 = lift[3] + 0.5 * wrap_angle(stance[3] - lift[3])
+    yaw1 = target[3] + 0.5 * wrap_angle(stance[3] - target[3])
+    yaw = yaw0 + phase * wrap_angle(yaw1 - yaw0)
+    xy = middle + pull * (stance[:2] - middle) - turn(yaw, jnp.array([FOOT_AHEAD, 0.0]))
+    low0, low1 = jnp.minimum(lift[2], stance[2]), jnp.minimum(target[2], stance[2])
+    z = BASE_HEIGHT + low0 + quintic(swing_phase) * (low1 - low0)
+    rate = jnp.where(walking, 1.0 / (duration * dt), 0.0)
+    pull_rate = config.sway * jnp.pi * jnp.cos(jnp.pi * phase)
+    velocity = rate * ((1.0 - pull) * (middle1 - middle0) + pull_rate * (stance[:2] - middle))
+
+    in_air = walking & (swing_phase > 0.0) & (swing_phase < 1.0)
+    contact = 1.0 - (in_air & (jnp.arange(2) == state.swing)).astype(jnp.float32)
+    return References(
+        feet=feet,
+        base=jnp.stack([xy[0], xy[1], z, yaw]),
+        base_velocity=velocity,
+        target=target,
+        phase=phase,
+        contact=contact,
+    )

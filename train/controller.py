@@ -1,0 +1,253 @@
+"""`rdp controller train` and `rdp controller eval`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.control.env import (
+    ControlConfig,
+    ControlEnv,
+    ControlParams,
+    nominal_params,
+    randomized_params,
+    training_params,
+)
+from envs.wrappers import AutoReset
+from rdp_jax import parallel
+from rdp_jax.algos import ppo
+from rdp_jax.algos.loop import LoopConfig, train
+from rdp_jax.checkpoint import load_weights, save_weights
+from rdp_jax.config import ConfigError, to_dict
+from rdp_jax.normalize import Normalizer
+from rdp_jax.runs import Run, git_revision, versions
+from train import output
+from train.args import EvalArgs
+from train.controller_args import TrainArgs
+
+Weights = Mapping[str, Any]
+OTHER = {"legs": "hands", "hands": "legs"}
+
+
+def shipped(part: str) -> Path:
+    """Weight file of `part` (`legs`, `hands`) that comes with the package."""
+    return Path(str(resources.files("envs.control") / "assets" / f"{part}.safetensors"))
+
+
+def load_part(part: str, path: Path | None = None) -> Weights:
+    """`{"actor", "normalizer"}` of a policy: the file's, or the shipped ones.  Raises `CheckpointError`, `ConfigError`."""
+    weights, metadata = load_weights(path or shipped(part))
+    found = metadata.get("part")
+    if found != part:
+        raise ConfigError(part, str(path), f"weights of part {part!r}; this file holds {found!r}")
+    return {"actor": weights["actor"], "normalizer": Normalizer(**weights["normalizer"])}
+
+
+def act(weights: Weights, obs: Mapping[str, jax.Array]) -> jax.Array:
+    """Deterministic action of a policy for `obs["actor"]`."""
+    return ppo.policy({"actor": weights["actor"]}, {"actor": weights["normalizer"]}, obs)
+
+
+# --- train -------------------------------------------------------------------------------------------------------------
+
+
+def _partner(args: TrainArgs) -> Weights | None:
+    """Weights of the part that is not trained; None lets its references drive it alone."""
+    other = OTHER[args.part]
+    if args.partner is not None:
+        return load_part(other, args.partner)
+    return load_part(other) if shipped(other).exists() else None
+
+
+def run_train(args: TrainArgs) -> dict[str, Any]:
+    """Trains a policy; writes a run directory if `--out` is given, with `PART.safetensors` in it."""
+    args = args.resolved()
+    start = time.monotonic()
+    mesh = parallel.make_mesh()
+    env = ControlEnv(ControlConfig(part=args.part, scene=args.scene, backend=args.backend), partner=act)
+    vector = AutoReset(env)
+    params = training_params(_partner(args))
+    recorded = dataclasses.replace(args, resume=False, json=False, out=None, iterations=0, minutes=None)
+    run = Run(args.out, to_dict(recorded), resume=args.resume) if args.out else None
+    state = ppo.init(jax.random.key(args.seed), args.ppo, vector, params, mesh)
+    if run:
+        state = run.restore(state)
+    update = ppo.make_update(args.ppo, vector, mesh)
+    loop = LoopConfig(
+        iterations=args.iterations, save_every_s=60.0, max_wall_s=60.0 * args.minutes if args.minutes else 0.0
+    )
+    budget = loop.max_wall_s or None
+    compiled: list[float] = []
+    first = int(state.iteration)
+    with output.Progress(f"{args.part}", total=args.iterations, budget_s=budget) as bar:
+
+        def report(p):
+            compiled.append(p.wall_s) if not compiled else None
+            bar.update(p.iteration, p.iteration * args.ppo.num_envs * args.ppo.unroll_length, _note(p.metrics))
+
+        result = train(update, state, params, loop, run, progress=report)
+    state = result.state
+    if run:
+        save_weights(run.out / f"{args.part}.safetensors", export(state), _metadata(args, state))
+        run.close()
+    wall = time.monotonic() - start
+    steps = (int(state.iteration) - first) * args.ppo.num_envs * args.ppo.unroll_length
+    metrics = {
+        "iterations": int(state.iteration),
+        "total_env_steps": ppo.env_steps(args.ppo, state),
+        "compile_s": compiled[0] if compiled else None,
+        "stopped_by": result.stopped_by,
+        **progress_metrics(result.metrics),
+    }
+    return output.summary(
+        "controller train",
+        seed=args.seed,
+        backend=env.physics.name,
+        num_envs=args.ppo.num_envs,
+        wall_s=wall,
+        metrics=metrics,
+        task=args.part,
+        env_steps=steps,
+    )
+
+
+def export(state: ppo.LearnerState) -> dict[str, Any]:
+    """What acting needs: the policy and the normaliser of its observations."""
+    return {"actor": state.params["actor"], "normalizer": state.normalizer["actor"]}
+
+
+def _metadata(args: TrainArgs, state: ppo.LearnerState) -> dict[str, Any]:
+    return {
+        "part": args.part,
+        "config": to_dict(dataclasses.replace(args, out=None)),
+        "env_steps": ppo.env_steps(args.ppo, state),
+        "iterations": int(state.iteration),
+        "versions": versions(),
+        "git": git_revision(),
+    }
+
+
+def progress_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Tracking errors of a batch of ticks, from sums and counts, in the names of the evaluation."""
+
+    def ratio(a: str, b: str) -> float | None:
+        return float(metrics[a]) / float(metrics[b]) if float(metrics.get(b, 0.0)) > 0 else None
+
+    if not metrics:
+        return {}
+    prefix = "env/" if "env/fall" in metrics else ""
+    return {
+        "falls_per_10s": 500.0 * float(metrics[f"{prefix}fall"]),
+        "touchdown_error_m": ratio(f"{prefix}touchdown/error_m", f"{prefix}touchdown/count"),
+        "touchdown_yaw_error_rad": ratio(f"{prefix}touchdown/yaw_error_rad", f"{prefix}touchdown/count"),
+        "base_velocity_error_mps": ratio(f"{prefix}velocity/error_mps", f"{prefix}velocity/count"),
+        "hand_position_error_m": float(metrics[f"{prefix}hand/position_error_m"]),
+        "hand_orientation_error_rad": float(metrics[f"{prefix}hand/orientation_error_rad"]),
+    }
+
+
+def _note(metrics: Mapping[str, Any]) -> str:
+    p = progress_metrics(metrics)
+    touchdown = p["touchdown_error_m"]
+    return (
+        f"reward {metrics['reward/mean']:.4f}  falls/10s {p['falls_per_10s']:.2f}  "
+        f"touchdown {100 * touchdown if touchdown else float('nan'):.1f} cm  hand {1000 * p['hand_position_error_m']:.1f} mm  "
+        f"kl {metrics['policy/kl']:.3f}  lr {metrics['lr']:.1e}"
+    )
+
+
+# --- eval --------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Sums over the living ticks of evaluation episodes: `alive (episodes,)` at the end, `sums` name -> float,
+    `ticks` living ticks."""
+
+    alive: np.ndarray
+    sums: dict[str, float]
+    ticks: float
+
+
+def rollout_whole(
+    env: ControlEnv, params: ControlParams, legs: Weights, hands: Weights, keys: jax.Array, ticks: int, block: int = 50
+) -> Trace:
+    """Drives `part="whole"` environments with both policies from fresh starts, without auto-reset.
+
+    What happens after a fall counts for nothing.
+    """
+
+    def tick(carry, _):
+        state, alive, sums, count = carry
+        action = jnp.concatenate(
+            [act(legs, {"actor": state.obs["legs"]}), act(hands, {"actor": state.obs["hands"]})], axis=-1
+        )
+        state = jax.vmap(env.step, (0, 0, None))(state, action, params)
+        broken = state.physics.diverged | ~jnp.isfinite(state.reward)
+        ok = alive & ~broken
+        sums = {k: sums[k] + jnp.sum(jnp.where(ok, state.metrics[k], 0.0)) for k in sums}
+        return (state, alive & ~state.terminated & ~broken, sums, count + jnp.sum(ok)), None
+
+    @jax.jit
+    def advance(carry):
+        return jax.lax.scan(tick, carry, None, length=block)[0]
+
+    state = jax.jit(jax.vmap(env.reset, (0, None)))(keys, params)
+    alive = jnp.ones(keys.shape[0], bool)
+    carry = (state, alive, {k: jnp.float32(0.0) for k in state.metrics}, jnp.float32(0.0))
+    with output.Progress("evaluate", total=ticks) as bar:
+        for done in range(0, ticks, block):
+            carry = advance(carry)
+            bar.update(min(done + block, ticks), (done + block) * keys.shape[0], f"alive {int(carry[1].sum())}")
+    _, alive, sums, count = carry
+    return Trace(np.asarray(alive), {k: float(v) for k, v in sums.items()}, float(count))
+
+
+def run_eval(args: EvalArgs) -> dict[str, Any]:
+    """Judges both policies together on random command sequences, nominal or `--randomize`d."""
+    start = time.monotonic()
+    ticks = round(args.episode_s / 0.02)
+    env = ControlEnv(
+        ControlConfig(part="whole", scene=args.scene, backend=args.backend, episode_s=args.episode_s + 1.0)
+    )
+    params = randomized_params() if args.randomize else nominal_params()
+    legs, hands = load_part("legs", args.legs), load_part("hands", args.hands)
+    block = next(b for b in (50, 25, 10, 5, 2, 1) if ticks % b == 0)
+    at_once = min(args.num_envs or 256, args.episodes)
+    # Evaluation draws come from a stream of their own: no training run folds this constant into its seed.
+    key = jax.random.fold_in(jax.random.key(args.seed), 0x5EED)
+    alive, sums, count = [], {}, 0.0
+    for i in range(0, args.episodes, at_once):
+        keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(i, min(i + at_once, args.episodes)))
+        trace = rollout_whole(env, params, legs, hands, keys, ticks, block)
+        alive.append(trace.alive)
+        sums = {k: sums.get(k, 0.0) + v for k, v in trace.sums.items()}
+        count += trace.ticks
+    survived = int(np.concatenate(alive).sum())
+    means = {k: v / max(count, 1.0) for k, v in sums.items()}
+    metrics = {
+        "episodes": args.episodes,
+        "survival_rate": survived / args.episodes,
+        "survival_ci95": list(output.wilson(survived, args.episodes)),
+        **{k: v for k, v in progress_metrics(means).items() if k != "falls_per_10s"},
+        "touchdowns": int(sums["touchdown/count"]),
+        "ledges_stepped": int(sums["touchdown/ledges"]),
+    }
+    return output.summary(
+        "controller eval",
+        seed=args.seed,
+        backend=env.physics.name,
+        num_envs=at_once,
+        wall_s=time.monotonic() - start,
+        metrics=metrics,
+        task=args.scene + ("+randomize" if args.randomize else ""),
+        env_steps=args.episodes * ticks,
+    )
