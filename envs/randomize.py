@@ -91,17 +91,18 @@ def sample_model_params(key: Array, targets: Targets, ranges: Ranges) -> ModelPa
 
     Gains are those of the servo, so kp and kd of one joint vary apart.
     """
-    keys = jax.random.split(key, 5)
+    nbody, hands, nu = len(targets.scaled), len(targets.payload), targets.nu
+    draws = jax.random.uniform(key, (1 + nbody + hands + 2 * nu,))
+    friction, mass, load, kp, kd = jnp.split(draws, np.cumsum([1, nbody, hands, nu]))
 
-    def uniform(i: int, shape: tuple[int, ...], bounds: tuple[float, float]) -> Array:
-        return jax.random.uniform(keys[i], shape, minval=bounds[0], maxval=bounds[1])
+    def within(bounds: tuple[float, float], unit: Array) -> Array:
+        return bounds[0] + (bounds[1] - bounds[0]) * unit
 
-    mass = jnp.where(targets.scaled, uniform(1, targets.scaled.shape, ranges.mass), 1.0)
-    nominal = jnp.asarray(targets.payload_mass, mass.dtype)
-    load = uniform(2, targets.payload.shape, ranges.payload)
+    nominal = jnp.asarray(targets.payload_mass, draws.dtype)
+    scale = jnp.where(targets.scaled, within(ranges.mass, mass), 1.0)
     return ModelParams(
-        friction=uniform(0, (), ranges.friction),
-        body_mass=mass.at[targets.payload].set((nominal + load) / nominal),
-        kp=uniform(3, (targets.nu,), ranges.gain),
-        kd=uniform(4, (targets.nu,), ranges.gain),
+        friction=within(ranges.friction, friction[0]),
+        body_mass=scale.at[targets.payload].set((nominal + within(ranges.payload, load)) / nominal),
+        kp=within(ranges.gain, kp),
+        kd=within(ranges.gain, kd),
     )

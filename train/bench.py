@@ -25,7 +25,8 @@ def _value(text: str) -> Any:
 
 def overrides(args: BenchArgs) -> dict[str, Any]:
     """Settings of the scenario that `args` change.  Raises `ConfigError` for a flag that it has no use for."""
-    settings, changes = SCENARIOS[args.name].settings, {}
+    settings = SCENARIOS[args.name].settings
+    changes: dict[str, Any] = {}
     if args.num_envs is not None:
         name = next((n for n in ("num_envs", "lanes") if n in settings), None)
         if name is None:

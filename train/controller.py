@@ -72,7 +72,7 @@ def run_train(args: TrainArgs) -> dict[str, Any]:
     args = args.resolved()
     start = time.monotonic()
     mesh = parallel.make_mesh()
-    env = ControlEnv(ControlConfig(part=args.part, scene=args.scene, backend=args.backend), partner=act)
+    env = ControlEnv(ControlConfig(part=args.part, scene=args.scene, backend=args.backend, physics_dt=args.physics_dt), partner=act)
     vector = AutoReset(env)
     params = training_params(_partner(args))
     recorded = dataclasses.replace(args, resume=False, json=False, out=None, iterations=0, minutes=None)

@@ -5,17 +5,21 @@ The model given decides the engine's options (iterations, `ls_iterations`, cone)
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from mujoco import mjx
 
 from envs.physics import guard
 from envs.physics.base import ModelParams, PhysicsState
 from envs.physics.variants import subtree_matrix
+
+with contextlib.redirect_stdout(io.StringIO()):  # without Warp, which is optional, the import prints an error
+    from mujoco import mjx
 
 Array = jax.Array
 

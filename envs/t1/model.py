@@ -29,7 +29,7 @@ SELF_PAIRS = (
     ("left_forearm", "right_forearm"),
     ("left_hand", "right_forearm"),
     ("right_hand", "left_forearm"),
-    *((f"{s}_{part}", other) for s in SIDES for part, other in (("forearm", "trunk"), ("hand", "trunk"))),
+    *((f"{s}_{part}", other) for s in SIDES for part, other in (("forearm", "trunk_core"), ("hand", "trunk_core"))),
     *((f"{s}_hand", f"{s}_thigh") for s in SIDES),
 )
 
@@ -120,9 +120,11 @@ def build_spec(scene_: Scene) -> mujoco.MjSpec:
 
 
 @functools.cache
-def load_model(scene_name: str = "flat") -> mujoco.MjModel:
-    """Compiled model of a scene (cached: treat it as read-only)."""
-    return build_spec(scene(scene_name)).compile()
+def load_model(scene_name: str = "flat", physics_dt: float = PHYSICS_DT) -> mujoco.MjModel:
+    """Compiled model of a scene with physics steps of `physics_dt` seconds (cached: treat it as read-only)."""
+    spec = build_spec(scene(scene_name))
+    spec.option.timestep = physics_dt
+    return spec.compile()
 
 
 def ground_height(scene_: Scene, x, y):

@@ -236,12 +236,12 @@ def test_unbatched_nested_and_partly_batched_calls():
     one = jax.jit(lambda q, v, c: p.step(p.init(q, v), c, 2))(qpos[3], qvel[3], ctrl[3])
     np.testing.assert_array_equal(one.qpos, whole.qpos[3])
     assert one.qpos.dtype == jnp.float32
-    nested = jax.vmap(jax.vmap(lambda q, v, c: p.step(p.init(q, v), c, 2)))(
+    nested = jax.jit(jax.vmap(jax.vmap(lambda q, v, c: p.step(p.init(q, v), c, 2))))(
         *(x.reshape(2, LANES // 2, -1) for x in (qpos, qvel, ctrl))
     )
     np.testing.assert_array_equal(nested.qpos.reshape(LANES, -1), whole.qpos)
     np.testing.assert_array_equal(nested.sensordata.reshape(LANES, -1), whole.sensordata)
-    same_start = jax.vmap(lambda c: p.step(p.init(qpos[0], qvel[0]), c, 2))(ctrl)
+    same_start = jax.jit(jax.vmap(lambda c: p.step(p.init(qpos[0], qvel[0]), c, 2)))(ctrl)
     np.testing.assert_array_equal(same_start.qpos[0], whole.qpos[0])
     assert len({float(x) for x in same_start.qvel[:, 6]}) == LANES
 
