@@ -184,10 +184,14 @@ class ControlEnv:
       config: static settings.
       partner: `(partner parameters, {"actor": obs}) -> action` of the part that is not trained; unused for `whole` and while
         `ControlParams.partner` is None.
+      process: makes what draws and advances the commands; its state, `ControlTask.commands`, is the process's own.
     """
 
     def __init__(
-        self, config: ControlConfig | None = None, partner: Callable[[Any, Mapping[str, Array]], Array] | None = None
+        self,
+        config: ControlConfig | None = None,
+        partner: Callable[[Any, Mapping[str, Array]], Array] | None = None,
+        process: Callable[[Controller, CommandRanges], Any] = CommandProcess,
     ):
         self.config = config or ControlConfig()
         self.scene = scene(self.config.scene)
@@ -195,7 +199,7 @@ class ControlEnv:
         self.substeps = round(CONTROL_DT / self.config.physics_dt)
         self.physics = make_physics(model, self.config.backend)
         self.controller = Controller(model, self.scene, self.config.controller)
-        self.process = CommandProcess(self.controller, self.config.commands)
+        self.process = process(self.controller, self.config.commands)
         self.targets = Targets.from_model(model, payload_bodies=("left_payload", "right_payload"))
         self.partner = partner
         self._range = np.concatenate([self.controller.leg_range, self.controller.arm_range]).astype(np.float32)
