@@ -1,10 +1,11 @@
-"""Forward and inverse kinematics of the Booster T1's legs and arms: pure JAX, one robot at a time, batched by `jax.vmap`.
+"""Forward and inverse kinematics of the Booster T1's legs and arms: pure JAX, one robot at a time, batch by `jax.vmap`.
 
-Frames: everything is expressed in the frame of the base body (the Trunk); +x forward, +y left, +z up. Units: metres, radians.
+Frames: everything is expressed in the frame of the base body (the Trunk); +x forward, +y left, +z up. Units: metres,
+radians.
 
 A `Chain` holds the numbers of one limb as NumPy constants, so that zero offsets and identity rotations vanish when a
-function is traced. All arithmetic is elementwise on scalars and short vectors, which `vmap` widens over the batch and XLA
-fuses into few loops. Batched 3x3 products and LAPACK solves of 6x6 systems are several times slower on CPU.
+function is traced. All arithmetic is elementwise on scalars and short vectors, which `vmap` widens over the batch and
+XLA fuses into few loops. Batched 3x3 products and LAPACK solves of 6x6 systems are several times slower on CPU.
 
 The legs have a near-analytic inverse (`leg_ik`), the seven-joint arms a damped least-squares one (`arm_ik`).
 """
@@ -36,7 +37,7 @@ POSITION_MIRROR = np.array([1, -1, 1], np.float32)
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: usable as a static argument and as a cache key
 class Chain:
-    """A serial limb: `n` hinges about coordinate axes, from the base frame to an end site. All fields are float64 NumPy.
+    """A serial limb: `n` hinges about coordinate axes, from the base frame to an end site. Fields are float64 NumPy.
 
     Attributes:
       joint_names: names of the hinges, base to tip.
@@ -182,10 +183,11 @@ def _combine(columns, weights: np.ndarray) -> jax.Array:
 
 
 def _walk(chain: Chain, q: jax.Array):
-    """End position `(3,)`, end rotation as three columns `(3,)`, joint axes `(n, 3)` and origins `(n, 3)`, in the base frame.
+    """End position `(3,)`, end rotation as 3 columns `(3,)`, joint axes and origins `(n, 3)`, all in the base frame.
 
-    Rotations are kept as columns: a turn about a coordinate axis mixes two of them. The barriers stop XLA from recomputing
-    the links nearer the base inside every output, which costs minutes of compile time and several times the run time.
+    Rotations are kept as columns: a turn about a coordinate axis mixes two of them. The barriers stop XLA from
+    recomputing the links nearer the base inside every output, which costs minutes of compile time and several times
+    the run time.
     """
     cos, sin = jax.lax.optimization_barrier((jnp.cos(q), jnp.sin(q)))
     pos, columns = jnp.zeros(3, q.dtype), list(jnp.eye(3, dtype=q.dtype))
@@ -228,7 +230,7 @@ def fk(chain: Chain, q: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def fk_jac(chain: Chain, q: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`fk` and the geometric Jacobian `(6, n)`: rows are linear (m/rad), then angular velocity, both in the base frame."""
+    """`fk` and the geometric Jacobian `(6, n)`: rows are linear (m/rad), then angular velocity, in the base frame."""
     pos, columns, axes, origins = _walk(chain, q)
     jac = jnp.concatenate([_cross_rows(axes, pos - origins), axes], axis=1).T
     return pos, jnp.stack(columns, axis=1), jac
@@ -278,12 +280,13 @@ def leg_ik(
 ) -> jax.Array:
     """Joint angles `(6,)` that bring the sole to a pose given in the base frame, within the joint limits.
 
-    The roll and yaw axes of the hip meet in a point; the pitch axis passes `drop` = 2 cm above it. Were that zero, the leg
-    would have a closed-form inverse. So: guess the hip pitch, solve the rest exactly, read the hip pitch off the solution
-    (a guess that is off by d comes back off by about d / 10), correct the guess by the secant rule, repeat. The rotation is
-    exact after any round, the position off by `drop` times the last correction. No linear algebra, no step control, no
-    trouble at a stretched knee, and the rounds need no trigonometry. Only a leg raised sideways by some 80 degrees or more
-    (cos(hip roll) near 0, where hip pitch and yaw are one) defeats it; the answer is then finite but wrong.
+    The roll and yaw axes of the hip meet in a point; the pitch axis passes `drop` = 2 cm above it. Were that zero,
+    the leg would have a closed-form inverse. So: guess the hip pitch, solve the rest exactly, read the hip pitch off
+    the solution (a guess that is off by d comes back off by about d / 10), correct the guess by the secant rule,
+    repeat. The rotation is exact after any round, the position off by `drop` times the last correction. No linear
+    algebra, no step control, no trouble at a stretched knee, and the rounds need no trigonometry. Only a leg raised
+    sideways by some 80 degrees or more (cos(hip roll) near 0, where hip pitch and yaw are one) defeats it; the answer
+    is then finite but wrong.
 
     Out of reach, the foot keeps its orientation and stops on the line to the hip. Angles are clipped to their limits at
     the end. A non-finite target returns `q0`.
@@ -373,8 +376,8 @@ def leg_ik(
 def _solve_spd(a: jax.Array, b: jax.Array) -> jax.Array:
     """Solves a x = b for a small symmetric positive definite `(n, n)` matrix and `(n,)` right-hand side.
 
-    LDL^T unrolled into scalars, each of which `vmap` turns into a vector over the batch: a third of the time of a batched
-    LAPACK solve on CPU. The barriers keep XLA from recomputing earlier rows inside later ones.
+    LDL^T unrolled into scalars, each of which `vmap` turns into a vector over the batch: a third of the time of a
+    batched LAPACK solve on CPU. The barriers keep XLA from recomputing earlier rows inside later ones.
     """
     n = b.shape[0]
     low, scaled, inverse, y = [], [], [], []  # scaled: low times the pivots
@@ -401,7 +404,7 @@ def _solve_spd(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _rotation_error(target: jax.Array, current: jax.Array) -> jax.Array:
-    """Rotation vector `(3,)` in the base frame that turns `current` `(3, 3)` into `target`; both have the axes as *rows*."""
+    """Rotation vector `(3,)` in the base frame that turns `current` into `target`; both have their axes as *rows*."""
     # The sum of the cross products of the axes is 2 sin(angle) * rotation axis; no matrix product is needed.
     v = 0.5 * jnp.sum(_cross_rows(current, target), axis=0)
     cosine = 0.5 * (jnp.sum(current * target) - 1.0)
@@ -430,11 +433,11 @@ def arm_ik(
 ) -> jax.Array:
     """Joint angles `(n,)` that move the palm towards a pose given in the base frame; keep calling it, warm-started.
 
-    Damped least squares. The redundant joint drifts towards `q_nominal` in the null space. Joints that come near a limit and
-    would be pushed further give way to the others. Long errors are shortened, so that a far target is approached step by
-    step: 30 iterations reach nine in ten poses in front of the torso from a ready posture, the rest end in a joint limit.
-    Where a moving target leaves the workspace, joints can move fast; bound them by `max_step`. A non-finite result returns
-    `q0`.
+    Damped least squares. The redundant joint drifts towards `q_nominal` in the null space. Joints that come near a
+    limit and would be pushed further give way to the others. Long errors are shortened, so that a far target is
+    approached step by step: 30 iterations reach nine in ten poses in front of the torso from a ready posture, the
+    rest end in a joint limit. Where a moving target leaves the workspace, joints can move fast; bound them by
+    `max_step`. A non-finite result returns `q0`.
 
     Args:
       chain: an arm of any number of joints.
@@ -459,8 +462,9 @@ def arm_ik(
         columns = jnp.concatenate([_cross_rows(axes, end - origins), rotation_length * axes], axis=1)
         error, columns = jax.lax.optimization_barrier((error, columns))
         uphill = jnp.sum(columns * error, axis=1)
-        # A joint that the error pushes towards a limit gives way over the last .3 rad, and the others take over: smooth, so
-        # that it does not chatter. The pull fades too, else it would free the joint again in the next step.
+        # A joint that the error pushes towards a limit gives way over the last .3 rad, and the others take over:
+        # smooth, so that it does not chatter. The pull fades too, else it would free the joint again in the next
+        # step.
         free = jnp.clip(jnp.where(uphill > 0, upper - q, q - lower) / 0.3, 0.0, 1.0)
         usable = columns * free[:, None]
         pull = nominal_gain * (q_nominal - q) * free

@@ -1,8 +1,9 @@
 """Rotation helpers: quaternions are w-first, matrices act on column vectors, angles are radians.
 
-Every function takes any leading batch shape `...`, stays in the dtype of its input, and returns finite numbers for finite
-inputs (a zero quaternion or a degenerate 6-D representation gives *some* rotation rather than NaN). Components are written
-out one by one: under `vmap` that fuses into elementwise loops over the batch, which on CPU beats many tiny matrix products.
+Every function takes any leading batch shape `...`, stays in the dtype of its input, and returns finite numbers for
+finite inputs (a zero quaternion or a degenerate 6-D representation gives *some* rotation rather than NaN). Components
+are written out one by one: under `vmap` that fuses into elementwise loops over the batch, which on CPU beats many
+tiny matrix products.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def _cross(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def quat_rotate(q: jax.Array, v: jax.Array) -> jax.Array:
-    """Vector(s) `(..., 3)` rotated by unit quaternion(s) `(..., 4)`: body frame to world frame for a body's quaternion."""
+    """Vector(s) `(..., 3)` rotated by unit quaternion(s) `(..., 4)`: body to world for a body's quaternion."""
     w, u = q[..., :1], q[..., 1:]
     t = 2 * _cross(u, v)
     return v + w * t + _cross(u, t)
@@ -158,9 +159,10 @@ def mat_to_6d(m: jax.Array) -> jax.Array:
 
 
 def mat_from_6d(r: jax.Array) -> jax.Array:
-    """Rotation matrix `(..., 3, 3)` of any 6 numbers by Gram-Schmidt, so that a network's raw output is a valid rotation.
+    """Rotation matrix `(..., 3, 3)` of any 6 numbers by Gram-Schmidt, so that any network output is a rotation.
 
-    A vanishing first vector is read as x; a second vector (nearly) parallel to the first is replaced by a coordinate axis.
+    A vanishing first vector is read as x; a second vector (nearly) parallel to the first is replaced by a coordinate
+    axis.
     """
     a, b = r[..., :3], r[..., 3:]
     unit = jnp.eye(3, dtype=r.dtype)
