@@ -54,7 +54,6 @@ def setup(lanes: int, substeps: int, steps: int, noise: float, threads: int | No
                 keys = jax.random.split(jax.random.key(0), lanes)
                 params = jax.vmap(lambda key: sample_model_params(key, targets, Ranges()))(keys)
 
-            @jax.jit
             def roll(state, ctrl, params):
                 def body(state, ctrl):
                     step = jax.vmap(lambda s, c, p: physics.step(s, c, substeps, p))
@@ -62,9 +61,10 @@ def setup(lanes: int, substeps: int, steps: int, noise: float, threads: int | No
 
                 return jax.lax.scan(body, state, ctrl)[0]
 
-            start = jax.jit(jax.vmap(physics.init))(qpos, qvel)
-            device_ctrl = jnp.asarray(ctrl)
-            return lambda: jax.block_until_ready(roll(start, device_ctrl, params))
+            options = physics.compiler_options
+            start = jax.jit(jax.vmap(physics.init), compiler_options=options)(qpos, qvel)
+            jitted, device_ctrl = jax.jit(roll, compiler_options=options), jnp.asarray(ctrl)
+            return lambda: jax.block_until_ready(jitted(start, device_ctrl, params))
 
         return build
 

@@ -58,6 +58,8 @@ def measure(name: str, scenario: Scenario, settings: dict[str, Any], repeats: in
     jax.config.update("jax_enable_compilation_cache", False)  # a compile time read from a cache would be none
     try:
         cases: list[Case] = getattr(importlib.import_module(module), function)(**settings)
+        missing = {case.name: case.missing for case in cases if case.missing}
+        cases = [case for case in cases if not case.missing]
         calls, compile_s = {}, {}
         for case in cases:
             begin = time.perf_counter()
@@ -80,6 +82,7 @@ def measure(name: str, scenario: Scenario, settings: dict[str, Any], repeats: in
         "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
         "repeats": repeats,
         "cases": {case.name: _case_record(case, seconds[case.name], compile_s[case.name]) for case in cases},
+        "missing": missing,
         "ratios": _ratios(scenario, {case.name: case for case in cases}, seconds),
         "peak_memory_bytes": peak_memory(),
         "machine": machine(),
@@ -97,6 +100,7 @@ def _case_record(case: Case, seconds: list[float], compile_s: float) -> dict[str
         "unit": case.unit,
         "per_second": round(case.work / median, 1),
         "per_second_best": round(case.work / min(seconds), 1),
+        **(case.details() if case.details else {}),
     }
 
 

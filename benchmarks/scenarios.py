@@ -53,12 +53,16 @@ class Case:
         count as compile time.
       work: units of work per call.
       unit: what a unit is.
+      details: what else the record of the case should hold, asked for after the timing.
+      missing: why the case cannot be measured on this machine; it is then reported, not built.
     """
 
     name: str
     build: Callable[[], Callable[[], Any]]
     work: int
     unit: str
+    details: Callable[[], Mapping[str, Any]] | None = None
+    missing: str | None = None
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -78,5 +82,30 @@ SCENARIOS: dict[str, Scenario] = {
             "native_randomised_over_bare_rollout": Ratio(("native_randomised", "bare_rollout")),
             "native_over_mjx": Ratio(("native", "mjx"), target=7.0, where="cpu"),
         },
+    ),
+    "controller": Scenario(
+        summary="T1 control steps per second: PPO, Brax's PPO on the same environment, and stepping alone; native and MJX",
+        setup="benchmarks.controller:setup",
+        settings={
+            "backend": None,
+            "physics_dt": 0.01,
+            "part": "legs",
+            "num_envs": 256,
+            "unroll_length": 32,
+            "epochs": 4,
+            "minibatches": 4,
+            "reset_pool": 64,
+            "iterations": 2,
+            "seed": 0,
+            "playground": False,
+            "cases": tuple(f"{b}_{kind}" for b in ("native", "mjx") for kind in ("train", "peer", "step")),
+        },
+        ratios={
+            "native_train_over_peer": Ratio(("native_train", "native_peer")),
+            "mjx_train_over_peer": Ratio(("mjx_train", "mjx_peer")),
+            "native_train_over_mjx_train": Ratio(("native_train", "mjx_train")),
+            "native_train_over_step": Ratio(("native_train", "native_step")),
+        },
+        repeats=5,
     ),
 }

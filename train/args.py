@@ -13,7 +13,7 @@ from benchmarks.scenarios import SCENARIOS
 from rdp_jax.config import ConfigError, chosen, ranged
 
 BACKENDS = ("auto", "native", "mjx", "warp")
-SCENES = ("flat", "platform")
+SCENES = ("flat", "platforms", "step")
 
 
 def said(default: Any, help: str) -> Any:
@@ -84,7 +84,14 @@ class DoctorArgs(Common):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoArgs(Common):
-    """A short tour in one HTML report: the shipped controller at work."""
+    """A short tour in one HTML report: the shipped controller on a scripted course, then a live training from scratch.
+
+    `--num-envs` is about the training; without `--out` a new directory under `runs` is made.
+    """
+
+    learn_s: float = ranged(75.0, 0.0, 86400.0, "length of the live training, less on a slow machine; 0 for none", "s")
+    legs: Path | None = input_file("weights of the leg policy (.safetensors); left out: the shipped ones")
+    hands: Path | None = input_file("weights of the hand policy (.safetensors); left out: the shipped ones")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

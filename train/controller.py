@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.control.commands import CommandRanges
 from envs.control.env import (
     ControlConfig,
     ControlEnv,
@@ -34,6 +35,7 @@ from train.args import EvalArgs
 from train.controller_args import TrainArgs
 
 Weights = Mapping[str, Any]
+CLIMB = CommandRanges(vx=(0.2, 0.4), vy=(0.0, 0.0), yaw=(0.0, 0.0), stand=0.0, hold=(60.0, 60.0))
 OTHER = {"legs": "hands", "hands": "legs"}
 
 
@@ -72,10 +74,14 @@ def run_train(args: TrainArgs) -> dict[str, Any]:
     args = args.resolved()
     start = time.monotonic()
     mesh = parallel.make_mesh()
-    env = ControlEnv(ControlConfig(part=args.part, scene=args.scene, backend=args.backend, physics_dt=args.physics_dt), partner=act)
+    env = ControlEnv(
+        ControlConfig(part=args.part, scene=args.scene, backend=args.backend, physics_dt=args.physics_dt), partner=act
+    )
     vector = AutoReset(env)
     params = training_params(_partner(args))
-    recorded = dataclasses.replace(args, resume=False, json=False, out=None, iterations=0, minutes=None)
+    recorded = dataclasses.replace(
+        args, resume=False, json=False, out=None, iterations=1, minutes=None, partner=args.partner and str(args.partner)
+    )
     run = Run(args.out, to_dict(recorded), resume=args.resume) if args.out else None
     state = ppo.init(jax.random.key(args.seed), args.ppo, vector, params, mesh)
     if run:
@@ -127,7 +133,7 @@ def export(state: ppo.LearnerState) -> dict[str, Any]:
 def _metadata(args: TrainArgs, state: ppo.LearnerState) -> dict[str, Any]:
     return {
         "part": args.part,
-        "config": to_dict(dataclasses.replace(args, out=None)),
+        "config": to_dict(dataclasses.replace(args, out=None, partner=args.partner and str(args.partner))),
         "env_steps": ppo.env_steps(args.ppo, state),
         "iterations": int(state.iteration),
         "versions": versions(),
@@ -169,10 +175,11 @@ def _note(metrics: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Sums over the living ticks of evaluation episodes: `alive (episodes,)` at the end, `sums` name -> float,
-    `ticks` living ticks."""
+    """Evaluation episodes: `alive (episodes,)` at the end, `feet (episodes, 2, 4)` poses then, and over the living ticks
+    `sums` name -> float and their number `ticks`."""
 
     alive: np.ndarray
+    feet: np.ndarray
     sums: dict[str, float]
     ticks: float
 
@@ -207,16 +214,28 @@ def rollout_whole(
         for done in range(0, ticks, block):
             carry = advance(carry)
             bar.update(min(done + block, ticks), (done + block) * keys.shape[0], f"alive {int(carry[1].sum())}")
-    _, alive, sums, count = carry
-    return Trace(np.asarray(alive), {k: float(v) for k, v in sums.items()}, float(count))
+    state, alive, sums, count = carry
+    feet = jax.jit(jax.vmap(lambda p: env.controller.measure(p).feet))(state.physics)
+    return Trace(np.asarray(alive), np.asarray(feet), {k: float(v) for k, v in sums.items()}, float(count))
+
+
+def on_top(env: ControlEnv, feet: np.ndarray) -> np.ndarray:
+    """`(episodes,)` whether both soles `(episodes, 2, 4)` are over the scene's first platform, at its height or above."""
+    p = env.scene.platforms[0]
+    over = (np.abs(feet[..., 0] - p.x) < p.half_x) & (np.abs(feet[..., 1] - p.y) < p.half_y)
+    return np.all(over & (feet[..., 2] > p.height - 0.01), axis=1)
 
 
 def run_eval(args: EvalArgs) -> dict[str, Any]:
     """Judges both policies together on random command sequences, nominal or `--randomize`d."""
     start = time.monotonic()
     ticks = round(args.episode_s / 0.02)
+    # At a step everybody walks at it; elsewhere commands are as in training.
+    commands = CLIMB if args.scene == "step" else CommandRanges()
     env = ControlEnv(
-        ControlConfig(part="whole", scene=args.scene, backend=args.backend, episode_s=args.episode_s + 1.0)
+        ControlConfig(
+            part="whole", scene=args.scene, backend=args.backend, episode_s=args.episode_s + 1.0, commands=commands
+        )
     )
     params = randomized_params() if args.randomize else nominal_params()
     legs, hands = load_part("legs", args.legs), load_part("hands", args.hands)
@@ -224,11 +243,12 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
     at_once = min(args.num_envs or 256, args.episodes)
     # Evaluation draws come from a stream of their own: no training run folds this constant into its seed.
     key = jax.random.fold_in(jax.random.key(args.seed), 0x5EED)
-    alive, sums, count = [], {}, 0.0
+    alive, feet, sums, count = [], [], {}, 0.0
     for i in range(0, args.episodes, at_once):
         keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(i, min(i + at_once, args.episodes)))
         trace = rollout_whole(env, params, legs, hands, keys, ticks, block)
         alive.append(trace.alive)
+        feet.append(trace.feet)
         sums = {k: sums.get(k, 0.0) + v for k, v in trace.sums.items()}
         count += trace.ticks
     survived = int(np.concatenate(alive).sum())
@@ -239,8 +259,14 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
         "survival_ci95": list(output.wilson(survived, args.episodes)),
         **{k: v for k, v in progress_metrics(means).items() if k != "falls_per_10s"},
         "touchdowns": int(sums["touchdown/count"]),
-        "ledges_stepped": int(sums["touchdown/ledges"]),
     }
+    if sums["ledge/count"]:
+        metrics["ledge_touchdowns"] = int(sums["ledge/count"])
+        metrics["ledge_touchdown_error_m"] = sums["ledge/error_m"] / sums["ledge/count"]
+    if args.scene == "step":
+        climbed = int(np.sum(np.concatenate(alive) & on_top(env, np.concatenate(feet))))
+        metrics["climb_success_rate"] = climbed / args.episodes
+        metrics["climb_success_ci95"] = list(output.wilson(climbed, args.episodes))
     return output.summary(
         "controller eval",
         seed=args.seed,

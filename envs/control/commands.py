@@ -24,6 +24,9 @@ REACH_LOW = np.array([0.14, 0.05, -0.12], np.float32)
 REACH_HIGH = np.array([0.46, 0.38, 0.36], np.float32)
 
 
+STAND_FIRST = (0.5, 2.0)  # seconds that half of the episodes stand at first
+
+
 @dataclasses.dataclass(frozen=True)
 class CommandRanges:
     """Ranges of the command sequences.
@@ -121,18 +124,17 @@ class CommandProcess:
 
     def start(self, key: Array, arm_q: Array) -> CommandState:
         """First commands: stand for a moment with the hands where they are (`arm_q (14,)`)."""
-        kv, kn, kg, kh = jax.random.split(key, 4)
-        walk_at_once = jax.random.uniform(kn) < 0.5
+        kv, kn, kw, kh = jax.random.split(key, 4)
+        walk_at_once = jax.random.uniform(kw) < 0.5
         state = CommandState(
             velocity=jnp.where(walk_at_once, self._velocity(kv), 0.0),
-            next_velocity=_ticks(kn, self.ranges.hold),
+            next_velocity=jnp.where(walk_at_once, _ticks(kn, self.ranges.hold), _ticks(kn, STAND_FIRST)),
             start=arm_q,
             goal=arm_q,
             elapsed=jnp.zeros(2, jnp.int32),
             travel=jnp.ones(2, jnp.int32),
             hold=_ticks(kh, (0.1, 0.6), (2,)),
         )
-        del kg
         return state
 
     def advance(self, state: CommandState, key: Array) -> CommandState:

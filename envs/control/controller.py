@@ -184,9 +184,7 @@ class Controller:
             feet=jnp.stack(feet),
             feet_up=jnp.stack(up),
             hand_pos=jnp.stack([data[sensors[f"{s}_palm_pos"]] for s in ("left", "right")]),
-            hand_rot=jnp.stack(
-                [rotations.quat_to_mat(data[sensors[f"{s}_palm_quat"]]) for s in ("left", "right")]
-            ),
+            hand_rot=jnp.stack([rotations.quat_to_mat(data[sensors[f"{s}_palm_quat"]]) for s in ("left", "right")]),
         )
 
     def hands_at(self, arm_q: Array) -> tuple[Array, Array]:
@@ -213,7 +211,9 @@ class Controller:
         )
         return self._refer(controller, command, fresh=True)
 
-    def tick(self, state: ControllerState, command: Command, measured: Measured, noise: Array = NEVER) -> ControllerState:
+    def tick(
+        self, state: ControllerState, command: Command, measured: Measured, noise: Array = NEVER
+    ) -> ControllerState:
         """Advances gait and references after a physics step; `noise (2,)` perturbs placements (training)."""
         stance = measured.feet[1 - state.gait.swing, :2] - measured.base[:2]
         speed = (state.stance_from_base - stance) / CONTROL_DT

@@ -38,6 +38,7 @@ from rdp_jax.config import ConfigError
 Array = jax.Array
 PHYSICS_DTS = (0.002, 0.004, 0.005, 0.01)
 PARTS = ("legs", "hands", "whole")
+OPEN_GROUND = np.array([-30.0, 0.0, 0.0], np.float32)  # far from every platform
 STAND_WINDOW = 25  # ticks over which the drift of a standing robot is measured
 
 
@@ -51,6 +52,8 @@ class ControlParams:
       noise: `()` multiplier of sensor noise; `latency ()` share of episodes with one tick (20 ms) of action delay.
       placement_noise: `()` half range of random shifts of foot placements [m].
       duration: `(2,)` range of the ticks per step.
+      ledge: `(2,)` in scenes with platforms: share of episodes that start at one of them, and share of those that start before
+        its ledge rather than on top.
       stagger: `()` largest age of a fresh episode, as a share of its length.
       weights: reward name -> multiplier (a curriculum's handle).
       partner: parameters of the other part's frozen policy, or None.
@@ -64,6 +67,7 @@ class ControlParams:
     latency: Array
     placement_noise: Array
     duration: Array
+    ledge: Array
     stagger: Array
     weights: Mapping[str, Array]
     partner: Any = None
@@ -80,6 +84,7 @@ def nominal_params(partner: Any = None) -> ControlParams:
         latency=jnp.float32(0.0),
         placement_noise=jnp.float32(0.0),
         duration=jnp.array([25.0, 25.0]),
+        ledge=jnp.ones(2),
         stagger=jnp.float32(0.0),
         weights={},
         partner=partner,
@@ -103,12 +108,13 @@ def training_params(partner: Any = None, weights: Mapping[str, Array] | None = N
     return nominal_params(partner).replace(
         ranges=_arrays(Ranges()),
         share=jnp.float32(0.75),
-        push=jnp.array([0.0, 0.45]),
+        push=jnp.array([0.1, 0.5]),
         push_interval=jnp.float32(3.0),
         noise=jnp.float32(1.0),
         latency=jnp.float32(0.5),
         placement_noise=jnp.float32(0.04),
         duration=jnp.array([22.0, 28.0]),
+        ledge=jnp.array([0.3, 0.6]),
         stagger=jnp.float32(0.5),
         weights=dict(weights or {}),
     )
@@ -153,7 +159,7 @@ class ControlConfig:
 
     Attributes:
       part: whose action is the environment's action: `legs` (12), `hands` (14) or `whole` (26).
-      scene: `flat` or `platform`.
+      scene: see `envs.t1.model.SCENES`.
       backend: physics backend.
       physics_dt: seconds per physics step; 0.01 trains as well as 0.005 at three quarters of the cost.
       episode_s: seconds until truncation.
@@ -225,28 +231,26 @@ class ControlEnv:
 
     # --- reset -------------------------------------------------------------------------------------------------------
 
-    def _place(self, key: Array) -> Array:
+    def _place(self, key: Array, params: ControlParams) -> Array:
         """`(x, y, yaw)` of the trunk at the start, world."""
         if not self.scene.platforms:
             return jnp.zeros(3)
-        kl, kx, ky, kh, kt = jax.random.split(key, 5)
-        lanes = jnp.array([[p.x - p.half_x, p.x + p.half_x, p.y] for p in self.scene.platforms])
-        lane = lanes[jax.random.randint(kl, (), 0, lanes.shape[0])]
-        # Half of them before the ledge, half on top of it, most heading for the ledge.
-        before = jax.random.uniform(kt) < 0.5
-        x = jnp.where(
-            before,
-            lane[0] + jax.random.uniform(kx, minval=-0.75, maxval=-0.25),
-            lane[0] + jax.random.uniform(kx, minval=0.3, maxval=1.7),
-        )
-        y = lane[2] + jax.random.uniform(ky, minval=-0.4, maxval=0.4)
-        return jnp.stack([x, y, jax.random.uniform(kh, minval=-0.3, maxval=0.3)])
+        ko, kl, kx, ky, kh, kt = jax.random.split(key, 6)
+        lanes = jnp.array([[p.x - p.half_x, 2.0 * p.half_x, p.y] for p in self.scene.platforms])
+        edge, depth, y = lanes[jax.random.randint(kl, (), 0, lanes.shape[0])]
+        before = jax.random.uniform(kt) < params.ledge[1]
+        u = jax.random.uniform(kx)
+        x = edge + jnp.where(before, -0.75 + 0.5 * u, 0.3 + (depth - 0.6) * u)
+        y = y + jax.random.uniform(ky, minval=-0.5, maxval=0.5)
+        yaw = jax.random.uniform(kh, minval=-0.3, maxval=0.3)
+        at_ledge = jax.random.uniform(ko) < params.ledge[0]
+        return jnp.where(at_ledge, jnp.stack([x, y, yaw]), OPEN_GROUND)
 
     def reset(self, key: Array, params: ControlParams) -> State:
         """Standing, with a little noise, arms in a random reachable posture."""
         key, kq, kp, km, ks, kc, kl, kd, ka, kb = jax.random.split(key, 10)
         robot = self.controller.robot
-        place = self._place(kp)
+        place = self._place(kp, params)
         k1, k2, k3 = jax.random.split(kq, 3)
         qpos = jnp.asarray(robot.stand_qpos, jnp.float32)
         offset = gait.turn(place[2], qpos[:2])
@@ -290,7 +294,9 @@ class ControlEnv:
         key, noise_key = jax.random.split(key)
         obs = self._observe(task, measured, physics, params, noise_key)
         no = jnp.array(False)
-        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: self._metrics_shape(task, measured, physics, params)))
+        zero = jax.tree.map(
+            jnp.zeros_like, jax.eval_shape(lambda: self._metrics_shape(task, measured, physics, params))
+        )
         return State(physics, obs, jnp.float32(0.0), no, no, zero, key, task)
 
     def _metrics_shape(self, task, measured, physics, params):
@@ -394,7 +400,9 @@ class ControlEnv:
             "arm_qd": 0.3 * qd[LEGS:],
         }
         privileged = self._privileged(task, physics)
-        legs, legs_critic = observe.leg_groups(self.controller, task.controller, task.command, measured, privileged, noise)
+        legs, legs_critic = observe.leg_groups(
+            self.controller, task.controller, task.command, measured, privileged, noise
+        )
         hands, hands_critic = observe.hand_groups(
             task.controller, task.command, measured, privileged, self.controller.stand_arm, noise
         )
@@ -425,7 +433,7 @@ class ControlEnv:
         refs, sensors, data = state.references, robot.sensors, physics.sensordata
         feet = refs.feet - measured.feet
         swing = state.gait.swing
-        last_ticks = state.gait.walking & (state.gait.tick + 2 >= state.gait.duration)
+        last_ticks = state.gait.walking & (state.gait.tick + 2 * state.gait.pace >= state.gait.duration)
         touch = jnp.stack([data[sensors[f"{s}_sole_touch"]][0] for s in ("left", "right")])
         base = refs.base - measured.base
         leg_torque, arm_torque = data[robot.leg_torque], data[robot.arm_torque]
@@ -476,7 +484,7 @@ class ControlEnv:
         fall = fell.astype(jnp.float32)
         # Touchdown and base velocity are judged once per step; sums and counts, so that averages come out right.
         g = task.controller.gait
-        touchdown = g.walking & (g.tick + 1 >= g.duration)
+        touchdown = g.walking & (g.tick + g.pace >= g.duration)
         landed = touchdown.astype(jnp.float32)
         swing_yaw = outcome.foot_yaw_error[g.swing]
         window = touchdown | (~g.walking & (task.mark_age + 1 >= STAND_WINDOW))
@@ -491,7 +499,8 @@ class ControlEnv:
             "touchdown/count": landed,
             "touchdown/error_m": landed * outcome.landing_error,
             "touchdown/yaw_error_rad": landed * jnp.abs(swing_yaw),
-            "touchdown/ledges": landed * rise,
+            "ledge/count": landed * rise,
+            "ledge/error_m": landed * rise * outcome.landing_error,
             "velocity/count": judged,
             "velocity/error_mps": judged * velocity_error,
             "hand/position_error_m": jnp.mean(outcome.hand_pos_error),

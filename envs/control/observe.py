@@ -229,9 +229,5 @@ def hand_groups(
 def hand_error(command: Command, measured: Measured) -> tuple[Array, Array]:
     """Tracking errors of the hands: positions `(2, 3)` [m] and rotation vectors `(2, 3)` [rad], trunk frame."""
     pos = command.hand_pos - measured.hand_pos
-    rot = jnp.stack(
-        [rotations.mat_to_rotvec(command.hand_rot[i] @ measured.hand_rot[i].T) for i in range(2)]
-    )
+    rot = jnp.stack([rotations.mat_to_rotvec(command.hand_rot[i] @ measured.hand_rot[i].T) for i in range(2)])
     return pos, rot
-
-

@@ -197,7 +197,7 @@ class Term:
 LEG_TERMS: Mapping[str, Term] = {
     "foot_position": Term(foot_position, 5.0, {"fine": 0.05, "coarse": 0.2}),
     "foot_yaw": Term(foot_yaw, 3.0, {"sigma": 0.2}),
-    "touchdown": Term(touchdown, 10.0, {"fine": 0.03, "coarse": 0.08}),
+    "touchdown": Term(touchdown, 10.0, {"fine": 0.02, "coarse": 0.07}),
     "base_velocity": Term(base_velocity, 1.5, {"sigma": 0.25}),
     "base_position": Term(base_position, 0.75, {"sigma": 0.08}),
     "base_yaw": Term(base_yaw, 0.75, {"sigma": 0.15}),
@@ -237,7 +237,9 @@ FALL = -1.0
 """Paid once when the robot falls."""
 
 
-def evaluate(terms: Mapping[str, Term], weights: Mapping[str, Array], outcome: Outcome) -> tuple[Array, dict[str, Array]]:
+def evaluate(
+    terms: Mapping[str, Term], weights: Mapping[str, Array], outcome: Outcome
+) -> tuple[Array, dict[str, Array]]:
     """Sum of weighted terms and the log: `raw/NAME`, `reward/NAME`.
 
     Args:

@@ -59,10 +59,17 @@ class PhysicsState:
 
 
 class Physics(Protocol):
-    """A simulator of one `mujoco.MjModel`; unbatched, batch with `jax.vmap`."""
+    """A simulator of one `mujoco.MjModel`; unbatched, batch with `jax.vmap`.
+
+    Attributes:
+      name: `native`, `mjx` or `warp`.
+      model: the nominal model.
+      compiler_options: what a `jax.jit` around `init` and `step` must be given (see `envs.physics.mjx`); mostly nothing.
+    """
 
     name: str
     model: mujoco.MjModel
+    compiler_options: dict[str, Any]
 
     def nominal(self) -> ModelParams:
         """Model parameters that leave the model as it is."""

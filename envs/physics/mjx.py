@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,11 @@ with contextlib.redirect_stdout(io.StringIO()):  # without Warp, which is option
 
 Array = jax.Array
 
+# For `jax.jit(..., compiler_options=...)` around MJX on a CPU.  From jaxlib 0.10 on, batched LAPACK calls (MJX's Cholesky
+# factors) split their work over XLA's thread pool and *wait* for it inside that same pool: two of them at once on a
+# two-core machine wait forever.  This keeps the compiler from scheduling them at once.
+CPU_COMPILER_OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
 # Warp keeps one contact buffer for all environments of a batch and cannot know how many there will be.
 WARP_CONTACTS = 24 * 8192
 WARP_CONSTRAINTS = 256
@@ -33,7 +39,7 @@ class MjxPhysics:
 
     Only `qpos`, `qvel` (and actuator state, if the model has any) live between steps; everything else is recomputed, and
     the solver starts cold, as in the native backend.  Under `jax.shard_map` use `check_vma=False`: MJX's own solver loops
-    do not pass that check.
+    do not pass that check.  On a CPU, jit with `compiler_options` (or set the same in `XLA_FLAGS`), or risk a deadlock.
 
     Args:
       model: the model, with options meant for this engine.
@@ -64,6 +70,8 @@ class MjxPhysics:
                 raise ValueError("impl: 'warp' needs the package warp-lang, which is not installed; use 'jax'")
         self.name = "mjx" if impl == "jax" else "warp"
         self.model = model
+        on_cpu = impl == "jax" and jax.default_backend() == "cpu"
+        self.compiler_options: dict[str, Any] = dict(CPU_COMPILER_OPTIONS) if on_cpu else {}
         self._mjx_model = mjx.put_model(model, impl=impl)
         if impl == "jax":
             self._data = mjx.make_data(model, impl=impl)

@@ -37,7 +37,9 @@ class GaitConfig:
       sway: share of the way from the mid-point to the stance foot that the base moves to at mid-step.
       capture_gain: seconds of base velocity error added to the placement; the error counts beyond `capture_deadband`
         [m/s] only, and the shift is at most `capture_max` [m].
-      stumble: base speed [m/s] at which a standing robot starts to step.
+      hurry: base velocity error [m/s] beyond which the clock of the step runs twice as fast: a robot that falls sideways has
+        no half second left.
+      stumble: base velocity error [m/s] at which a standing robot starts to step.
       ledge_ahead, ledge_behind: how far a sole's centre stays before and beyond a ledge [m] (toe and heel clearance).
     """
 
@@ -49,10 +51,11 @@ class GaitConfig:
     reach: float = 0.23
     climb_reach: float = 0.27
     sway: float = 0.4
-    capture_gain: float = 0.25
+    capture_gain: float = 0.5
     capture_deadband: float = 0.12
-    capture_max: float = 0.15
-    stumble: float = 0.22
+    capture_max: float = 0.25
+    hurry: float = 0.25
+    stumble: float = 0.2
     ledge_ahead: float = 0.125
     ledge_behind: float = 0.105
 
@@ -61,7 +64,7 @@ class GaitConfig:
 class GaitState:
     """Attributes:
     walking: `()` bool; false is the standing mode.
-    tick: `()` int32 ticks since the step began.
+    tick: `()` int32 ticks of the step's clock since the step began; `pace ()` int32 by how many it advances next.
     duration: `()` int32 ticks per step.
     swing: `()` int32 index of the swing foot, 0 left, 1 right.
     anchor: `(2, 4)` pose of each foot when the step (or the standing) began.
@@ -71,6 +74,7 @@ class GaitState:
 
     walking: Array
     tick: Array
+    pace: Array
     duration: Array
     swing: Array
     anchor: Array
@@ -114,6 +118,7 @@ def stand(feet: Array, duration: Array) -> GaitState:
     return GaitState(
         walking=jnp.array(False),
         tick=jnp.array(0, jnp.int32),
+        pace=jnp.array(1, jnp.int32),
         duration=jnp.asarray(duration, jnp.int32),
         swing=jnp.array(0, jnp.int32),
         anchor=feet,
@@ -129,20 +134,18 @@ def _side(swing: Array) -> Array:
 
 
 def _off_the_ledge(xy: Array, stance: Array, config: GaitConfig, platforms) -> Array:
-    """Move a placement that would straddle a ledge to its nearer side, or back if the far side is out of reach."""
+    """Move a placement that would straddle a ledge: across it if the step goes that way and can reach, else back."""
     for p in platforms:
         x, y = xy
         beside = jnp.abs(y - p.y) <= p.half_y + 0.1
         for edge, outward in ((p.x - p.half_x, -1.0), (p.x + p.half_x, 1.0)):
-            # `d` grows towards the platform; before the ledge toes (or heels, going backward) must clear it.
-            d = (edge - x) * outward
-            straddles = (d > -config.ledge_ahead) & (d < config.ledge_behind) & beside
-            before = edge + outward * config.ledge_ahead
-            beyond = edge - outward * config.ledge_behind
-            other = jnp.where(d + config.ledge_ahead > config.ledge_behind - d, beyond, before)
-            retreat = jnp.where(jnp.abs(before - stance[0]) < jnp.abs(beyond - stance[0]), before, beyond)
-            x_new = jnp.where(jnp.abs(other - stance[0]) > config.climb_reach, retreat, other)
-            x = jnp.where(straddles, x_new, x)
+            below = edge + outward * config.ledge_ahead
+            above = edge - outward * config.ledge_behind
+            straddles = (jnp.abs(x - 0.5 * (below + above)) < 0.5 * abs(below - above)) & beside
+            onward = jnp.where((x - stance[0]) * outward > 0.0, below, above)
+            back = below + above - onward
+            reachable = jnp.abs(onward - stance[0]) <= config.climb_reach
+            x = jnp.where(straddles, jnp.where(reachable, onward, back), x)
         xy = jnp.stack([x, y])
     return xy
 
@@ -206,7 +209,7 @@ def advance(
     """
     moving = jnp.any(jnp.abs(command) > 1e-3)
     stumbling = ~state.walking & (jnp.linalg.norm(velocity) > config.stumble)
-    tick = state.tick + 1
+    tick = state.tick + state.pace
     finished = state.walking & (tick >= state.duration)
     halt = finished & ~moving & state.squaring
     begins = (finished & ~halt) | (~state.walking & (moving | stumbling))
@@ -236,16 +239,17 @@ def advance(
     wanted = wanted * jnp.minimum(1.0, config.capture_max / (jnp.linalg.norm(wanted) + 1e-6))
     early = new.walking & (new.tick < 0.7 * new.duration)
     shift = new.shift + jnp.clip(wanted - new.shift, -0.02, 0.02)
-    return new.replace(shift=jnp.where(early, shift, new.shift))
+    pace = 1 + (new.walking & (speed > config.hurry)).astype(jnp.int32)
+    return new.replace(shift=jnp.where(early, shift, new.shift), pace=pace)
 
 
 def references(
     state: GaitState, config: GaitConfig, ground: Ground, platforms=(), ahead: float = 0.0, dt: float = 0.02
 ) -> References:
-    """Reference poses `ahead` ticks after the state's tick."""
+    """Reference poses `ahead` control ticks after the state's."""
     walking = state.walking
     duration = state.duration.astype(jnp.float32)
-    t = jnp.minimum(state.tick + ahead, duration)
+    t = jnp.minimum(state.tick + ahead * state.pace, duration)
     phase = jnp.where(walking, t / duration, 0.0)
     swing_phase = jnp.where(
         walking, jnp.clip((t - config.double_support) / (duration - config.double_support), 0.0, 1.0), 0.0
@@ -281,7 +285,7 @@ def references(
     xy = middle + pull * (stance[:2] - middle) - turn(yaw, jnp.array([FOOT_AHEAD, 0.0]))
     low0, low1 = jnp.minimum(lift[2], stance[2]), jnp.minimum(target[2], stance[2])
     z = BASE_HEIGHT + low0 + quintic(swing_phase) * (low1 - low0)
-    rate = jnp.where(walking, 1.0 / (duration * dt), 0.0)
+    rate = jnp.where(walking, state.pace / (duration * dt), 0.0)
     pull_rate = config.sway * jnp.pi * jnp.cos(jnp.pi * phase)
     velocity = rate * ((1.0 - pull) * (middle1 - middle0) + pull_rate * (stance[:2] - middle))
 

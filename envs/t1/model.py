@@ -50,7 +50,7 @@ class Scene:
     """A named world for the robot.
 
     Attributes:
-      name: `flat` or `platform`.
+      name: `flat`; `platforms`, three of 5, 10 and 15 cm; `step`, one of 10 cm.
       platforms: boxes standing on the ground plane.
     """
 
@@ -60,11 +60,12 @@ class Scene:
 
 SCENES = {
     "flat": Scene("flat"),
-    # Three lanes, so that one batch sees several heights; each deep enough for six steps on top.
-    "platform": Scene(
-        "platform",
-        tuple(Platform(1.0, y, 1.0, 1.0, h) for y, h in ((-4.0, 0.05), (0.0, 0.10), (4.0, 0.15))),
+    # Three lanes, so that one batch sees several heights; deep enough for several steps on top, too wide to walk off sideways.
+    "platforms": Scene(
+        "platforms",
+        tuple(Platform(1.0, y, 1.0, 3.0, h) for y, h in ((-8.0, 0.05), (0.0, 0.10), (8.0, 0.15))),
     ),
+    "step": Scene("step", (Platform(2.0, 0.0, 2.0, 3.0, 0.10),)),
 }
 
 

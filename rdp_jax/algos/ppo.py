@@ -41,7 +41,7 @@ class PPOConfig:
     gamma: float = ranged(0.98, 0.0, 1.0, "discount per step")
     gae_lambda: float = ranged(0.95, 0.0, 1.0, "lambda of GAE")
     clip: float = ranged(0.2, 0.0, 1.0, "PPO clip of the ratio")
-    entropy_coef: float = ranged(5e-4, 0.0, 1.0, "weight of the entropy bonus")
+    entropy_coef: float = ranged(2e-4, 0.0, 1.0, "weight of the entropy bonus")
     value_coef: float = ranged(1.0, 0.0, 100.0, "weight of the value loss")
     max_grad_norm: float = ranged(1.0, 1e-6, 1e6, "largest gradient norm, actor and critic apart")
     lr: float = ranged(5e-4, 1e-8, 1.0, "first learning rate")

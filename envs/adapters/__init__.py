@@ -1,0 +1,1 @@
+"""Environments of this project in the forms other libraries expect."""
