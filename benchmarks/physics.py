@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.scenarios import Case
 from envs.physics import make_physics
+from envs.physics.mjx import widen_thread_pool
 from envs.physics.native import POOL
 from envs.randomize import Ranges, Targets, sample_model_params
 from envs.t1.model import load_model
@@ -36,6 +37,8 @@ def setup(lanes: int, substeps: int, steps: int, noise: float, threads: int | No
     for name in cases:
         if name not in CASES:
             raise ConfigError("cases", name, " | ".join(CASES))
+    if "mjx" in cases:
+        widen_thread_pool()
     if threads is not None:
         POOL.resize(threads)
     model = load_model("flat")
@@ -54,6 +57,7 @@ def setup(lanes: int, substeps: int, steps: int, noise: float, threads: int | No
                 keys = jax.random.split(jax.random.key(0), lanes)
                 params = jax.vmap(lambda key: sample_model_params(key, targets, Ranges()))(keys)
 
+            @jax.jit
             def roll(state, ctrl, params):
                 def body(state, ctrl):
                     step = jax.vmap(lambda s, c, p: physics.step(s, c, substeps, p))
@@ -61,10 +65,9 @@ def setup(lanes: int, substeps: int, steps: int, noise: float, threads: int | No
 
                 return jax.lax.scan(body, state, ctrl)[0]
 
-            options = physics.compiler_options
-            start = jax.jit(jax.vmap(physics.init), compiler_options=options)(qpos, qvel)
-            jitted, device_ctrl = jax.jit(roll, compiler_options=options), jnp.asarray(ctrl)
-            return lambda: jax.block_until_ready(jitted(start, device_ctrl, params))
+            start = jax.jit(jax.vmap(physics.init))(qpos, qvel)
+            device_ctrl = jnp.asarray(ctrl)
+            return lambda: jax.block_until_ready(roll(start, device_ctrl, params))
 
         return build
 

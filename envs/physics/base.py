@@ -64,12 +64,10 @@ class Physics(Protocol):
     Attributes:
       name: `native`, `mjx` or `warp`.
       model: the nominal model.
-      compiler_options: what a `jax.jit` around `init` and `step` must be given (see `envs.physics.mjx`); mostly nothing.
     """
 
     name: str
     model: mujoco.MjModel
-    compiler_options: dict[str, Any]
 
     def nominal(self) -> ModelParams:
         """Model parameters that leave the model as it is."""

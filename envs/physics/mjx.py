@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from typing import Any
+import os
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +25,27 @@ with contextlib.redirect_stdout(io.StringIO()):  # without Warp, which is option
 
 Array = jax.Array
 
-# For `jax.jit(..., compiler_options=...)` around MJX on a CPU.  From jaxlib 0.10 on, batched LAPACK calls (MJX's Cholesky
-# factors) split their work over XLA's thread pool and *wait* for it inside that same pool: two of them at once on a
-# two-core machine wait forever.  This keeps the compiler from scheduling them at once.
-CPU_COMPILER_OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+# Threads of XLA's CPU pool with which MJX is safe, see `widen_thread_pool`.
+SAFE_THREADS = 8
 
 # Warp keeps one contact buffer for all environments of a batch and cannot know how many there will be.
 WARP_CONTACTS = 24 * 8192
 WARP_CONSTRAINTS = 256
+
+
+def widen_thread_pool() -> None:
+    """Give XLA's CPU thread pool enough threads for MJX; call it before JAX is first used, later it has no effect.
+
+    From jaxlib 0.10 on, batched LAPACK calls (MJX's Cholesky factors) spread their work over XLA's thread pool and wait for
+    it *inside* that pool, and XLA may run two of them at once: with two threads, both wait forever.  XLA takes the number
+    of threads from `NPROC`, else from the cores or, if more, the (virtual) devices.
+    """
+    os.environ.setdefault("NPROC", str(max(SAFE_THREADS, os.cpu_count() or 1)))
+
+
+def _pool_threads() -> int:
+    nproc = os.environ.get("NPROC", "")
+    return int(nproc) if nproc.isdigit() else max(os.cpu_count() or 1, jax.local_device_count())
 
 
 class MjxPhysics:
@@ -39,7 +53,7 @@ class MjxPhysics:
 
     Only `qpos`, `qvel` (and actuator state, if the model has any) live between steps; everything else is recomputed, and
     the solver starts cold, as in the native backend.  Under `jax.shard_map` use `check_vma=False`: MJX's own solver loops
-    do not pass that check.  On a CPU, jit with `compiler_options` (or set the same in `XLA_FLAGS`), or risk a deadlock.
+    do not pass that check.  On a CPU with few cores see `widen_thread_pool`.
 
     Args:
       model: the model, with options meant for this engine.
@@ -70,8 +84,13 @@ class MjxPhysics:
                 raise ValueError("impl: 'warp' needs the package warp-lang, which is not installed; use 'jax'")
         self.name = "mjx" if impl == "jax" else "warp"
         self.model = model
-        on_cpu = impl == "jax" and jax.default_backend() == "cpu"
-        self.compiler_options: dict[str, Any] = dict(CPU_COMPILER_OPTIONS) if on_cpu else {}
+        if impl == "jax" and jax.default_backend() == "cpu" and _pool_threads() < 4:
+            warnings.warn(
+                f"MJX on a CPU with {_pool_threads()} pool threads may hang in batched LAPACK calls: "
+                f"set NPROC={SAFE_THREADS} in the environment, or use the native backend",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._mjx_model = mjx.put_model(model, impl=impl)
         if impl == "jax":
             self._data = mjx.make_data(model, impl=impl)

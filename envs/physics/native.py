@@ -12,7 +12,6 @@ import copy
 import os
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +106,6 @@ class NativePhysics:
         if mujoco.mj_stateSize(model, _FULL) != 1 + model.nq + model.nv + model.na:
             raise ValueError("model: plugin or history state is not supported by the native backend")
         self.model = model
-        self.compiler_options: dict[str, Any] = {}
         self._base = copy.copy(model)
         # A lane that blows up must come back as it is, to be seen, and not silently reset.
         self._base.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET.value

@@ -30,10 +30,8 @@ def physics(backend):
 def jitted(backend):
     """`init(qpos, qvel, params)` and `step(state, ctrl, params, eq_active)` of one batch; one compile for all tests."""
     p = physics(backend)
-    init = jax.jit(jax.vmap(p.init), compiler_options=p.compiler_options)
-    step = jax.jit(
-        jax.vmap(lambda s, c, params, eq: p.step(s, c, SUBSTEPS, params, eq)), compiler_options=p.compiler_options
-    )
+    init = jax.jit(jax.vmap(p.init))
+    step = jax.jit(jax.vmap(lambda s, c, params, eq: p.step(s, c, SUBSTEPS, params, eq)))
     return init, step
 
 
