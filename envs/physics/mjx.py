@@ -18,6 +18,7 @@ import numpy as np
 
 from envs.physics import guard
 from envs.physics.base import ModelParams, PhysicsState
+from envs.physics.native import usable_cores
 from envs.physics.variants import subtree_matrix
 
 with contextlib.redirect_stdout(io.StringIO()):  # without Warp, which is optional, the import prints an error
@@ -40,12 +41,12 @@ def widen_thread_pool() -> None:
     it *inside* that pool, and XLA may run two of them at once: with two threads, both wait forever.  XLA takes the number
     of threads from `NPROC`, else from the cores or, if more, the (virtual) devices.
     """
-    os.environ.setdefault("NPROC", str(max(SAFE_THREADS, os.cpu_count() or 1)))
+    os.environ.setdefault("NPROC", str(max(SAFE_THREADS, usable_cores())))
 
 
 def _pool_threads() -> int:
     nproc = os.environ.get("NPROC", "")
-    return int(nproc) if nproc.isdigit() else max(os.cpu_count() or 1, jax.local_device_count())
+    return int(nproc) if nproc.isdigit() else max(usable_cores(), jax.local_device_count())
 
 
 class MjxPhysics:
