@@ -141,7 +141,6 @@ def our_training(
             metrics = jax.device_get(metrics)
             log["diverged"] = log.get("diverged", 0) + int(metrics["guard/diverged"])
         log["skipped_updates"] = int(jax.device_get(state.skipped))
-        log["compiled_versions"] = update.cache_size()
 
     return call
 
@@ -163,7 +162,7 @@ def stepping(env: Env, params: Any, config: ppo.PPOConfig, iterations: int, seed
         actions = jax.vmap(lambda k: jax.random.uniform(k, shape, minval=-1.0), out_axes=1)(keys)
         pool = vector.fresh_pool(pool_key, config.reset_pool, params)
         state, episode, _, stats = rollout.collect(
-            vector, lambda obs, action: (action, ()), *carry, pool, actions, params
+            vector, lambda obs, action: (action, ()), carry[0], carry[1], pool, actions, params
         )
         return (state, episode), rollout.summarize(parallel.psum(stats, axis))
 

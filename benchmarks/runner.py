@@ -54,7 +54,7 @@ def measure(name: str, scenario: Scenario, settings: dict[str, Any], repeats: in
     """The measurement itself; see `run`."""
     module, function = scenario.setup.split(":")
     load_before = _load()
-    cache = jax.config.jax_enable_compilation_cache
+    cache = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)  # a compile time read from a cache would be none
     try:
         cases: list[Case] = getattr(importlib.import_module(module), function)(**settings)
@@ -113,12 +113,12 @@ def _ratios(scenario: Scenario, cases: dict[str, Case], seconds: dict[str, list[
         work = cases[top].work / cases[bottom].work
         turns = [work * b / t for t, b in zip(seconds[top], seconds[bottom])]
         value = statistics.median(turns)
-        holds = ratio.target is not None and ratio.where in (None, jax.default_backend())
+        target = ratio.target if ratio.where in (None, jax.default_backend()) else None
         found[name] = {
             "median": round(value, 3),
             "all": [round(x, 3) for x in turns],
-            "target": ratio.target if holds else None,
-            "met": value >= ratio.target if holds else None,
+            "target": target,
+            "met": None if target is None else value >= target,
         }
     return found
 

@@ -46,7 +46,7 @@ def _check_number(name: str, value: Any, default: Any, meta: dict) -> None:
 
 def validate(config: C, prefix: str = "") -> C:
     """Checks every field, nested dataclasses too; returns the config.  Raises `ConfigError` naming field, value and range."""
-    for field in dataclasses.fields(config):
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
         name, value, meta = prefix + field.name, getattr(config, field.name), field.metadata
         if dataclasses.is_dataclass(value):
             validate(value, name + ".")
@@ -56,7 +56,8 @@ def validate(config: C, prefix: str = "") -> C:
             many = isinstance(field.default, tuple)
             if many and (not isinstance(value, (tuple, list)) or not value):
                 raise ConfigError(name, value, "a non-empty list of numbers")
-            default = field.default[0] if many else field.default
+            default: Any = field.default
+            default = default[0] if many else default
             for item in value if many else (value,):
                 _check_number(name, item, default, dict(meta))
         elif isinstance(value, float) and not math.isfinite(value):
@@ -82,12 +83,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(cls: type[C], values: dict[str, Any]) -> C:
     """Inverse of `to_dict`.  Raises `ConfigError` for a field that `cls` does not have, and for a value out of range."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields: dict[str, Any] = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     kwargs = {}
+    value: Any
     for name, value in values.items():
         if name not in fields:
             raise ConfigError(name, value, f"a field of {cls.__name__}: {', '.join(fields)}")
-        default = fields[name].default
+        default: Any = fields[name].default
         if default is dataclasses.MISSING and fields[name].default_factory is not dataclasses.MISSING:
             default = fields[name].default_factory()
         if dataclasses.is_dataclass(default) and isinstance(value, dict):

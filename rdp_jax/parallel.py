@@ -26,7 +26,7 @@ def init_distributed() -> bool:
     Must run before any other use of JAX.  Returns whether it joined.  Raises `ValueError` when only some are set.
     """
     names = ("RDP_COORDINATOR", "RDP_NUM_PROCESSES", "RDP_PROCESS_ID")
-    given = [os.environ.get(name) for name in names]
+    given = [os.environ.get(name, "") for name in names]
     if not any(given):
         return False
     if not all(given):
@@ -60,7 +60,7 @@ def shard(function: Callable, mesh: Mesh | None, in_specs: Any, out_specs: Any) 
 
     Replication is not checked by type (`check_vma=False`): gradients stay local until `pmean`, as the code says.
     """
-    if size(mesh) == 1:
+    if mesh is None or mesh.size == 1:
         return function
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
@@ -68,7 +68,7 @@ def shard(function: Callable, mesh: Mesh | None, in_specs: Any, out_specs: Any) 
 def jit(function: Callable, mesh: Mesh | None, in_specs: Any, out_specs: Any, donate: tuple[int, ...] = ()) -> Callable:
     """`jax.jit` of `shard`, with the placement of results pinned: what one call returns, the next takes without a compile."""
     sharded = shard(function, mesh, in_specs, out_specs)
-    if size(mesh) == 1:
+    if mesh is None or mesh.size == 1:
         return jax.jit(sharded, donate_argnums=donate)
     return jax.jit(
         sharded,
@@ -85,7 +85,7 @@ def shardings(specs: Any, mesh: Mesh) -> Any:
 
 def put(tree: Any, specs: Any, mesh: Mesh | None) -> Any:
     """Places `tree` by the prefix tree of partition specs, as `shard` will want it."""
-    if size(mesh) == 1:
+    if mesh is None or mesh.size == 1:
         return tree
     return jax.device_put(tree, shardings(specs, mesh))
 

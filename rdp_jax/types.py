@@ -76,7 +76,10 @@ class Stepped:
 class VectorEnv(Protocol):
     """What a learner needs of a batch of environments; `envs.wrappers.AutoReset` is one.  All methods are pure."""
 
-    spec: Any  # has `obs_dims: Mapping[str, int]` and `action_dim: int`
+    @property
+    def spec(self) -> Any:
+        """Has `obs_dims: Mapping[str, int]` and `action_dim: int`."""
+        ...
 
     def reset(self, keys: Array, params: Any) -> Any:
         """`(B,)` keys -> batched state with `.obs`."""

@@ -13,7 +13,7 @@ from benchmarks.scenarios import SCENARIOS
 from rdp_jax.config import ConfigError, chosen, ranged
 
 BACKENDS = ("auto", "native", "mjx", "warp")
-SCENES = ("flat", "platforms", "step")
+SCENES = ("flat", "platforms", "step", "carry")
 
 
 def said(default: Any, help: str) -> Any:

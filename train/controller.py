@@ -33,6 +33,7 @@ from rdp_jax.runs import Run, git_revision, versions
 from train import output
 from train.args import EvalArgs
 from train.controller_args import TrainArgs
+from train.controller_metrics import progress_metrics
 
 Weights = Mapping[str, Any]
 CLIMB = CommandRanges(vx=(0.2, 0.4), vy=(0.0, 0.0), yaw=(0.0, 0.0), stand=0.0, hold=(60.0, 60.0))
@@ -62,11 +63,11 @@ def act(weights: Weights, obs: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _partner(args: TrainArgs) -> Weights | None:
-    """Weights of the part that is not trained; None lets its references drive it alone."""
+    """Weights of the part that is not trained.  Hands cannot do without legs; arms follow their references well alone."""
     other = OTHER[args.part]
     if args.partner is not None:
         return load_part(other, args.partner)
-    return load_part(other) if shipped(other).exists() else None
+    return load_part(other) if args.part == "hands" else None
 
 
 def run_train(args: TrainArgs) -> dict[str, Any]:
@@ -79,11 +80,12 @@ def run_train(args: TrainArgs) -> dict[str, Any]:
     )
     vector = AutoReset(env)
     params = training_params(_partner(args))
-    recorded = dataclasses.replace(
-        args, resume=False, json=False, out=None, iterations=1, minutes=None, partner=args.partner and str(args.partner)
-    )
-    run = Run(args.out, to_dict(recorded), resume=args.resume) if args.out else None
+    # What may differ between a run and its resumption is left out.
+    recorded = _plain(dataclasses.replace(args, resume=False, json=False, iterations=1, minutes=None))
+    run = Run(args.out, recorded, resume=args.resume) if args.out else None
     state = ppo.init(jax.random.key(args.seed), args.ppo, vector, params, mesh)
+    if args.init is not None:
+        state = start_from(state, load_part(args.part, args.init), args.init)
     if run:
         state = run.restore(state)
     update = ppo.make_update(args.ppo, vector, mesh)
@@ -125,6 +127,30 @@ def run_train(args: TrainArgs) -> dict[str, Any]:
     )
 
 
+def start_from(state: ppo.LearnerState, weights: Weights, path: Path) -> ppo.LearnerState:
+    """`state` with the policy and the observation statistics of `weights`; the critic starts afresh.
+
+    Raises `ConfigError` if the weights belong to a network or an observation of another size.
+    """
+
+    def shapes(tree: Any) -> list[tuple[int, ...]]:
+        return [x.shape for x in jax.tree.leaves(tree)]
+
+    old = (state.params["actor"], state.normalizer["actor"])
+    new = (weights["actor"], weights["normalizer"])
+    if shapes(old) != shapes(new):
+        raise ConfigError("init", str(path), f"a policy with arrays {shapes(old)}; this one has {shapes(new)}")
+    actor = jax.tree.unflatten(jax.tree.structure(old[0]), jax.tree.leaves(new[0]))
+    params = {**state.params, "actor": actor}
+    return state.replace(params=params, normalizer={**state.normalizer, "actor": new[1]})
+
+
+def _plain(args: TrainArgs) -> dict[str, Any]:
+    """The settings as JSON can hold them."""
+    names = {name: value and str(value) for name, value in (("partner", args.partner), ("init", args.init))}
+    return {**to_dict(dataclasses.replace(args, out=None, partner=None, init=None)), **names}
+
+
 def export(state: ppo.LearnerState) -> dict[str, Any]:
     """What acting needs: the policy and the normaliser of its observations."""
     return {"actor": state.params["actor"], "normalizer": state.normalizer["actor"]}
@@ -133,7 +159,7 @@ def export(state: ppo.LearnerState) -> dict[str, Any]:
 def _metadata(args: TrainArgs, state: ppo.LearnerState) -> dict[str, Any]:
     return {
         "part": args.part,
-        "config": to_dict(dataclasses.replace(args, out=None, partner=args.partner and str(args.partner))),
+        "config": _plain(args),
         "env_steps": ppo.env_steps(args.ppo, state),
         "iterations": int(state.iteration),
         "versions": versions(),
@@ -141,31 +167,11 @@ def _metadata(args: TrainArgs, state: ppo.LearnerState) -> dict[str, Any]:
     }
 
 
-def progress_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """Tracking errors of a batch of ticks, from sums and counts, in the names of the evaluation."""
-
-    def ratio(a: str, b: str) -> float | None:
-        return float(metrics[a]) / float(metrics[b]) if float(metrics.get(b, 0.0)) > 0 else None
-
-    if not metrics:
-        return {}
-    prefix = "env/" if "env/fall" in metrics else ""
-    return {
-        "falls_per_10s": 500.0 * float(metrics[f"{prefix}fall"]),
-        "touchdown_error_m": ratio(f"{prefix}touchdown/error_m", f"{prefix}touchdown/count"),
-        "touchdown_yaw_error_rad": ratio(f"{prefix}touchdown/yaw_error_rad", f"{prefix}touchdown/count"),
-        "base_velocity_error_mps": ratio(f"{prefix}velocity/error_mps", f"{prefix}velocity/count"),
-        "hand_position_error_m": float(metrics[f"{prefix}hand/position_error_m"]),
-        "hand_orientation_error_rad": float(metrics[f"{prefix}hand/orientation_error_rad"]),
-    }
-
-
 def _note(metrics: Mapping[str, Any]) -> str:
-    p = progress_metrics(metrics)
-    touchdown = p["touchdown_error_m"]
+    p = {name: float("nan") if value is None else value for name, value in progress_metrics(metrics).items()}
     return (
         f"reward {metrics['reward/mean']:.4f}  falls/10s {p['falls_per_10s']:.2f}  "
-        f"touchdown {100 * touchdown if touchdown else float('nan'):.1f} cm  hand {1000 * p['hand_position_error_m']:.1f} mm  "
+        f"touchdown {100 * p['touchdown_error_m']:.1f} cm  hand {1000 * p['hand_position_error_m']:.1f} mm  "
         f"kl {metrics['policy/kl']:.3f}  lr {metrics['lr']:.1e}"
     )
 

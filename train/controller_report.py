@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import mujoco
 import numpy as np
@@ -78,6 +78,11 @@ def numbers(record: Record, robots: slice = slice(None)) -> dict[str, Any]:
     }
 
 
+def rounded(value: float | None, digits: int = 2) -> float | None:
+    """To significant digits; more would be read as certainty."""
+    return None if value is None else float(f"{value:.{digits}g}") if value < 100 else round(value)
+
+
 def tiles(found: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> dict[str, Metric]:
     """The numbers that have a target, as tiles."""
     out = {}
@@ -88,9 +93,9 @@ def tiles(found: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> d
         if name == "survival_rate":
             note = f"{found['survived']} of {found['episodes']} runs"
             low, high = found["survival_ci95"]
-            interval = (round(100 * low, 1), round(100 * high, 1))
-        value = None if value is None else aim.factor * value
-        better = "lower" if aim.lower else "higher"
+            interval = (round(100 * low), round(100 * high))
+        value = None if value is None else rounded(aim.factor * value)
+        better: Literal["higher", "lower"] = "lower" if aim.lower else "higher"
         out[aim.label] = Metric(value, aim.unit, aim.target, better, interval, note)
     return out
 
@@ -104,14 +109,13 @@ def table_row(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     low, high = found["survival_ci95"]
     return {
         "condition": name,
-        "stayed up": f"{found['survived']} of {found['episodes']}",
-        "95 % interval": f"{100 * low:.0f} to {100 * high:.0f} %",
-        "time up [s]": round(found["upright_s"], 1),
-        "touchdown [cm]": scaled("touchdown_error_m", 100, 2),
-        "90 % below [cm]": scaled("touchdown_error_p90_m", 100, 2),
-        "velocity [m/s]": scaled("base_velocity_error_mps", 1, 3),
-        "hand [cm]": scaled("hand_position_error_m", 100, 2),
-        "hand [rad]": scaled("hand_orientation_error_rad", 1, 3),
+        "stayed up": f"{found['survived']} of {found['episodes']} ({100 * low:.0f} to {100 * high:.0f} %)",
+        "time up": f"{found['upright_s']:.1f} s",
+        "touchdown, cm": scaled("touchdown_error_m", 100, 2),
+        "90 % below": scaled("touchdown_error_p90_m", 100, 2),
+        "base, m/s": scaled("base_velocity_error_mps", 1, 3),
+        "hand, cm": scaled("hand_position_error_m", 100, 2),
+        "hand, rad": scaled("hand_orientation_error_rad", 1, 3),
     }
 
 
@@ -175,7 +179,9 @@ def add_touchdowns(report: Report, record: Record, robots: Mapping[str, int]) ->
     aim, series = AIMS["touchdown_error_m"], {}
     for name, robot in robots.items():
         ticks = np.flatnonzero(record.landed[:, robot] & record.up[:, robot])
-        series[name] = (ticks * CONTROL_DT, aim.factor * record.landing_error[ticks, robot])
+        seconds, errors = ticks * CONTROL_DT, aim.factor * record.landing_error[ticks, robot]
+        stood = np.flatnonzero(np.diff(seconds) > 1.0) + 1  # no line across a rest
+        series[name] = (np.insert(seconds, stood, np.nan), np.insert(errors, stood, np.nan))
     report.add_plot(
         aim.label,
         series,
@@ -209,7 +215,14 @@ def _foot_path(pose: np.ndarray, place) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, world))
 
 
-def footsteps(record: Record, robot: int = 0, captions: Sequence[Caption] = (), width: int = 1000) -> str:
+def _walks(record: Record, robot: int, captions: Iterable[Caption]) -> list[tuple[int, str]]:
+    """Tick and text of the captions at which a velocity other than zero begins, before any fall."""
+    begins = [(round(c.start / CONTROL_DT), c.text) for c in captions]
+    velocity = np.asarray(record.commands.velocity)[:, robot]
+    return [(tick, text) for tick, text in begins if tick < _lasting(record, robot) and velocity[tick].any()]
+
+
+def footsteps(record: Record, robot: int = 0, captions: Iterable[Caption] = (), width: int = 1000) -> str:
     """Footsteps from above as an inline SVG: where feet were to land (dashed), where they did (filled), the trunk's path."""
     n = _lasting(record, robot)
     ticks = np.flatnonzero(record.landed[:n, robot])
@@ -239,28 +252,29 @@ def footsteps(record: Record, robot: int = 0, captions: Sequence[Caption] = (), 
             f'<polygon points="{_foot_path(record.feet[0, robot, side], place)}" fill="var(--ink-2)" opacity="0.35"/>'
         )
     for pose, side in zip(landed, swing):
-        out.append(f'<polygon points="{_foot_path(pose, place)}" fill="{color[side]}" fill-opacity="0.3"/>')
+        out.append(f'<polygon points="{_foot_path(pose, place)}" fill="{color[side]}" fill-opacity="0.24"/>')
     for pose, side in zip(target, swing):
         out.append(
-            f'<polygon points="{_foot_path(pose, place)}" fill="none" stroke="{color[side]}" stroke-width="1.5" '
-            'stroke-dasharray="5 3"/>'
+            f'<polygon points="{_foot_path(pose, place)}" fill="none" stroke="{color[side]}" stroke-width="1.3" '
+            'stroke-dasharray="4 3"/>'
         )
-    for caption in captions:
-        tick = round(caption.start / CONTROL_DT)
-        if tick < n and record.walking[tick : tick + 60, robot].any():
-            x, y = place(record.base[tick, robot, :2])
-            out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="var(--ink)"/>')
-            out.append(
-                f'<text x="{x + 9:.1f}" y="{y + 4:.1f}" font-size="14" fill="var(--ink)" stroke="var(--card)" '
-                f'stroke-width="4" paint-order="stroke">{html.escape(caption.text)}</text>'
-            )
+    spots: list[tuple[float, float]] = []
+    for number, (tick, _) in enumerate(_walks(record, robot, captions), 1):
+        x, y = place(record.base[tick, robot, :2])
+        while any(abs(x - a) < 19 and abs(y - b) < 19 for a, b in spots):
+            y += 20
+        spots.append((x, y))
+        out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9.5" fill="var(--ink)"/>')
+        out.append(
+            f'<text x="{x:.1f}" y="{y + 4.5:.1f}" font-size="13" text-anchor="middle" fill="var(--card)">{number}</text>'
+        )
     bar, low = 0.5 * scale, short * scale - 14
     out.append(f'<path d="M14 {low:.0f}h{bar:.0f}" stroke="var(--ink)" stroke-width="3"/>')
     out.append(f'<text x="14" y="{low - 8:.0f}" font-size="14" fill="var(--ink)">0.5 m</text></svg>')
     return "".join(out)
 
 
-def add_footsteps(report: Report, record: Record, robot: int = 0, captions: Sequence[Caption] = ()) -> None:
+def add_footsteps(report: Report, record: Record, robot: int = 0, captions: Iterable[Caption] = ()) -> None:
     """The picture of `footsteps` with its legend."""
     legend = "".join(
         f'<span style="--c:var({color});--dash:{dash}">{name}</span>'
@@ -273,7 +287,8 @@ def add_footsteps(report: Report, record: Record, robot: int = 0, captions: Sequ
         )
     )
     svg = footsteps(record, robot, captions).replace("<svg ", '<svg style="max-width:none" ', 1)
-    head = "<figcaption>Footsteps from above<small>dots: where a new command begins</small></figcaption>"
+    walks = ", ".join(f"{i} {html.escape(text)}" for i, (_, text) in enumerate(_walks(record, robot, captions), 1))
+    head = f"<figcaption>Footsteps from above<small>{walks}</small></figcaption>"
     report.add_text(f'<figure>{head}<div class="legend">{legend}</div>{svg}</figure>')
 
 
@@ -305,7 +320,8 @@ def shown_qpos(record: Record, robot: int) -> np.ndarray:
         qpos[last:] = qpos[last]
     bad = ~np.isfinite(qpos).all(axis=1)
     if bad.any():
-        qpos[bad.argmax() :] = qpos[max(0, bad.argmax() - 1)]
+        first = int(bad.argmax())
+        qpos[first:] = qpos[max(0, first - 1)]
     return qpos
 
 
@@ -373,18 +389,25 @@ def replay(
 
 
 def add_learning(report: Report, curves: Sequence[Mapping[str, Any]]) -> None:
-    """Curves of a training run; an entry per iteration with `seconds`, `reward`, `falls_per_10s`, `touchdown_error_m`."""
+    """Curves of a training run.
+
+    An entry of `curves` per iteration, with `seconds`, `reward`, `falls_per_10s`, `touchdown_error_m`, `episode_s`.
+    """
     seconds = np.array([c["seconds"] for c in curves])
     for key, title, unit, factor in (
         ("reward", "Reward per tick", "", 1.0),
         ("falls_per_10s", "Falls per 10 s", "", 1.0),
         ("touchdown_error_m", "Touchdown error", "cm", 100.0),
+        ("episode_s", "Length of an episode", "s", 1.0),
     ):
         values = np.array([np.nan if c[key] is None else factor * c[key] for c in curves])
-        smooth = _smooth(np.where(np.isfinite(values), values, np.nanmean(values)), 7)
+        known = np.isfinite(values)
+        if not known.any():
+            continue
+        smooth = _smooth(np.interp(seconds, seconds[known], values[known]), 7)
         report.add_plot(
             title,
-            {"running mean over 7": (seconds, smooth), "per iteration": (seconds, values)},
+            {"per iteration": (seconds, values), "running mean over 7": (seconds, smooth)},
             "s of training",
             unit,
             note="with exploration noise, every disturbance on",

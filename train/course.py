@@ -105,7 +105,7 @@ class Course:
         """The commands, `(T + 1, ...)`."""
         pos, rot = jax.jit(jax.vmap(controller.hands_at))(self.arm_q)
         gripper = np.zeros((self.ticks + 1, 2), np.float32)
-        return Command(self.velocity, np.asarray(pos), np.asarray(rot), gripper)
+        return Command(jnp.asarray(self.velocity), pos, rot, jnp.asarray(gripper))
 
 
 def _travel(start: np.ndarray, goal: np.ndarray) -> np.ndarray:
@@ -113,7 +113,8 @@ def _travel(start: np.ndarray, goal: np.ndarray) -> np.ndarray:
     # Minimum jerk peaks at 1.875 times its mean speed.
     seconds = max(SHORTEST_MOVE, 1.875 * float(np.max(np.abs(goal - start))) / HAND_SPEED)
     ticks = int(np.ceil(seconds / CONTROL_DT))
-    progress = np.asarray(gait.quintic(np.arange(1, ticks + 1) / ticks))
+    s = np.arange(1, ticks + 1) / ticks
+    progress = s**3 * (10.0 + s * (6.0 * s - 15.0))  # in NumPy: a compiled `gait.quintic` per length would take seconds
     return start + progress[:, None] * (goal - start)
 
 
@@ -137,7 +138,7 @@ def _arm(segments: Sequence[Segment], side: str) -> np.ndarray:
 def make_course(segments: Sequence[Segment] = SEGMENTS) -> Course:
     """Lays the segments end to end.  Raises `ValueError` where an arm has too little time."""
     ticks = [round(s.seconds / CONTROL_DT) for s in segments]
-    velocity = np.concatenate([np.tile(np.float32(s.velocity), (n, 1)) for s, n in zip(segments, ticks)])
+    velocity = np.concatenate([np.tile(np.asarray(s.velocity, np.float32), (n, 1)) for s, n in zip(segments, ticks)])
     starts = np.concatenate([[0], np.cumsum(ticks)[:-1]]) * CONTROL_DT
     return Course(
         segments=tuple(segments),

@@ -242,7 +242,7 @@ def _marker(marker: Marker, total: int, stride: int) -> Marker:
     if marker.kind in ("frame", "outline"):
         quat = _over_time((1.0, 0.0, 0.0, 0.0) if marker.quat is None else marker.quat, total, 1)
         if quat.shape != (total, 4):
-            raise ValueError(f"marker {marker.name!r}: quat must be ({total}, 4), not {np.shape(marker.quat)}")
+            raise ValueError(f"marker {marker.name!r}: quat must be ({total}, 4), not {quat.shape}")
         quat = quat[::stride]
     return Marker(marker.name, marker.kind, pos[::stride], quat, marker.size, marker.color)
 
@@ -257,7 +257,13 @@ def _marker_dict(marker: Marker, lo: np.ndarray, hi: np.ndarray) -> dict[str, An
     pos = _quantise(marker.pos, lo, hi)
     pos[~np.isfinite(marker.pos).all(axis=-1)] = HIDDEN
     size = [float(s) for s in np.broadcast_to(marker.size, (2,))]
-    out = {"name": marker.name, "kind": marker.kind, "color": marker.color, "size": size, "pos": _pack(pos)}
+    out: dict[str, Any] = {
+        "name": marker.name,
+        "kind": marker.kind,
+        "color": marker.color,
+        "size": size,
+        "pos": _pack(pos),
+    }
     out["points"] = marker.pos.shape[1] if marker.pos.ndim == 3 else 1
     if marker.quat is not None:
         out["quat"] = _pack(_quantise(marker.quat, -1.0, 1.0))

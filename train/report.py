@@ -119,7 +119,7 @@ class Report:
     ) -> Report:
         """Motion in 3-D: one replay, or several by label, with one clock, side by side or one at a time."""
         single = isinstance(replay, Replay) or "format" in replay
-        panels = {"": replay} if single else replay
+        panels: Mapping[str, Any] = {"": replay} if single else replay  # type: ignore[assignment]
         if not panels:
             raise ValueError(f"replay {name!r}: nothing to show")
         shown = [{"label": k, "replay": r.to_dict() if isinstance(r, Replay) else r} for k, r in panels.items()]
@@ -255,7 +255,7 @@ def format_number(x: Any) -> str:
         return "yes" if x else "no"
     if not isinstance(x, numbers.Number):
         return str(x)
-    x = float(x)
+    x = float(x)  # type: ignore[arg-type]
     if not math.isfinite(x):
         return "–" if math.isnan(x) else ("∞" if x > 0 else "−∞")
     if x == int(x) and abs(x) < 1e15:

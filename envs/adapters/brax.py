@@ -158,7 +158,7 @@ def jax_for_brax() -> Iterator[None]:
     if hasattr(jax, "device_put_replicated"):
         yield
         return
-    jax.device_put_replicated = _device_put_replicated
+    setattr(jax, "device_put_replicated", _device_put_replicated)  # noqa: B010  (mypy: the stub's names differ)
     try:
         yield
     finally:
@@ -167,9 +167,8 @@ def jax_for_brax() -> Iterator[None]:
 
 def _device_put_replicated(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """A copy of every leaf on every device, stacked along a new first axis."""
-    sharding = NamedSharding(
-        Mesh(np.array(devices), ("i",)), P("i")
-    )  # as in Brax's pmap: a program may know one mesh only
+    # The axis is called as in Brax's `pmap`, into which the copies go: JAX refuses to mix meshes of different names.
+    sharding = NamedSharding(Mesh(np.array(devices), ("i",)), P("i"))
 
     def leaf(x):
         return jax.device_put(jnp.broadcast_to(x, (len(devices), *jnp.shape(x))), sharding)

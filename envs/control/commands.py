@@ -168,3 +168,44 @@ class CommandProcess:
         arm_q = state.start + jnp.repeat(progress, 7) * (state.goal - state.start)
         pos, rot = self.controller.hands_at(arm_q)
         return Command(state.velocity, pos, rot, jnp.zeros(2))
+
+
+# Where the middle of a carried box goes, trunk frame [m].
+CARRY_LOW = np.array([0.27, -0.04, -0.06], np.float32)
+CARRY_HIGH = np.array([0.33, 0.04, 0.16], np.float32)
+CARRY_START = np.array([0.30, 0.0, 0.05], np.float32)
+SQUEEZE = 0.03
+"""How far inside the box's sides the palms are commanded [m]; the servos turn it into a grip of some 30 N."""
+
+
+class CarryProcess(CommandProcess):
+    """Both hands move a box between them; the first three numbers of `start` and `goal` are its middle."""
+
+    def __init__(self, controller: Controller, box: float, ranges: CommandRanges | None = None):
+        super().__init__(controller, dataclasses.replace(ranges or CommandRanges(), hand_speed=0.2))
+        self.half = 0.5 * box
+        pos, rot = self.palms(jnp.asarray(CARRY_START), overlap=0.01)
+        guess = jnp.asarray(STAND_ARM_LEFT)
+        solve = jax.jit(lambda: kinematics.arm_ik(controller.arm, pos[0], rot[0], guess, guess, iterations=200))
+        left = np.asarray(solve())
+        self.arms = np.concatenate([left, left * ARM_MIRROR])
+
+    def palms(self, middle: Array, overlap: float = SQUEEZE) -> tuple[Array, Array]:
+        """Palm poses `(2, 3)`, `(2, 3, 3)` on either side of a box in the middle of `middle (3,)`."""
+        aside = jnp.array([[0.0, self.half - overlap, 0.0], [0.0, overlap - self.half, 0.0]])
+        return middle + aside, jnp.tile(jnp.eye(3), (2, 1, 1))
+
+    def _posture(self, key: Array) -> Array:
+        middle = CARRY_LOW + jax.random.uniform(key, (3,)) * (CARRY_HIGH - CARRY_LOW)
+        return jnp.zeros(14).at[:3].set(middle)
+
+    def start(self, key: Array, arm_q: Array) -> CommandState:
+        """As in `CommandProcess`; the box is at `CARRY_START`."""
+        del arm_q
+        return super().start(key, jnp.zeros(14).at[:3].set(CARRY_START))
+
+    def command(self, state: CommandState) -> Command:
+        """The present command."""
+        progress = gait.quintic(state.elapsed[0].astype(jnp.float32) / state.travel[0])
+        pos, rot = self.palms(state.start[:3] + progress * (state.goal[:3] - state.start[:3]))
+        return Command(state.velocity, pos, rot, jnp.zeros(2))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ from rdp_jax.config import ConfigError
 
 Array = jax.Array
 CONTROL_DT = 0.02
-NEVER = np.zeros(2, np.float32)
+NEVER: Any = np.zeros(2, np.float32)
 LEGS, ARMS = 12, 14
 
 

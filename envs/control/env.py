@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 
 from envs.control import observe, rewards
-from envs.control.commands import CommandProcess, CommandRanges, CommandState
+from envs.control.commands import CARRY_START, CarryProcess, CommandProcess, CommandRanges, CommandState
 from envs.control.controller import (
     ARMS,
     CONTROL_DT,
@@ -39,6 +39,7 @@ Array = jax.Array
 PHYSICS_DTS = (0.002, 0.004, 0.005, 0.01)
 PARTS = ("legs", "hands", "whole")
 OPEN_GROUND = np.array([-30.0, 0.0, 0.0], np.float32)  # far from every platform
+DROPPED = 0.12  # m between the box and where it is wanted
 STAND_WINDOW = 25  # ticks over which the drift of a standing robot is measured
 
 
@@ -54,6 +55,7 @@ class ControlParams:
       duration: `(2,)` range of the ticks per step.
       ledge: `(2,)` in scenes with platforms: share of episodes that start at one of them, and share of those that start before
         its ledge rather than on top.
+      carry: `()` in scenes with a box: share of episodes in which the hands hold it; box_mass `(2,)` range [kg].
       stagger: `()` largest age of a fresh episode, as a share of its length.
       weights: reward name -> multiplier (a curriculum's handle).
       partner: parameters of the other part's frozen policy, or None.
@@ -68,6 +70,8 @@ class ControlParams:
     placement_noise: Array
     duration: Array
     ledge: Array
+    carry: Array
+    box_mass: Array
     stagger: Array
     weights: Mapping[str, Array]
     partner: Any = None
@@ -85,6 +89,8 @@ def nominal_params(partner: Any = None) -> ControlParams:
         placement_noise=jnp.float32(0.0),
         duration=jnp.array([25.0, 25.0]),
         ledge=jnp.ones(2),
+        carry=jnp.float32(1.0),
+        box_mass=jnp.array([1.0, 1.0]),
         stagger=jnp.float32(0.0),
         weights={},
         partner=partner,
@@ -109,12 +115,14 @@ def training_params(partner: Any = None, weights: Mapping[str, Array] | None = N
         ranges=_arrays(Ranges()),
         share=jnp.float32(0.75),
         push=jnp.array([0.1, 0.5]),
-        push_interval=jnp.float32(3.0),
+        push_interval=jnp.float32(4.0),
         noise=jnp.float32(1.0),
         latency=jnp.float32(0.5),
         placement_noise=jnp.float32(0.04),
         duration=jnp.array([22.0, 28.0]),
         ledge=jnp.array([0.3, 0.6]),
+        carry=jnp.float32(0.4),
+        box_mass=jnp.array([0.3, 1.5]),
         stagger=jnp.float32(0.5),
         weights=dict(weights or {}),
     )
@@ -132,6 +140,7 @@ class ControlTask:
       controller: controller state; commands: the command sequence; command: the present command.
       model: physics parameters of this episode; payload `(2,)` [kg].
       last_ctrl: `(nu,)` servo targets of the last tick; delayed: `()` bool, actions arrive one tick late.
+      carrying: `()` bool, the hands hold the box (scenes with one).
       step: `()` int32 ticks since the episode began.
       arm_qd: `(14,)` and hand_velocity: `(2, 3)` of the tick before, for accelerations.
       mark: `(4,)` base pose when the present step (or standing window) began; mark_age `()` ticks since.
@@ -145,6 +154,7 @@ class ControlTask:
     payload: Array
     last_ctrl: Array
     delayed: Array
+    carrying: Array
     step: Array
     arm_qd: Array
     hand_velocity: Array
@@ -206,9 +216,15 @@ class ControlEnv:
         self.physics = make_physics(model, self.config.backend)
         self.controller = Controller(model, self.scene, self.config.controller)
         self.process = process(self.controller, self.config.commands)
-        self.targets = Targets.from_model(model, payload_bodies=("left_payload", "right_payload"))
+        self.carry = CarryProcess(self.controller, self.scene.box, self.config.commands) if self.scene.box else None
+        self.targets = Targets.from_model(
+            model, payload_bodies=("left_payload", "right_payload"), fixed_bodies=("box",) if self.scene.box else ()
+        )
         self.partner = partner
         self._range = np.concatenate([self.controller.leg_range, self.controller.arm_range]).astype(np.float32)
+        if self.scene.box:
+            self._box = model.joint("box").qposadr[0] + np.arange(7)
+            self._box_body, self._box_mass = model.body("box").id, float(model.body("box").mass[0])
         legs, hands = observe.width(observe.LEG_LAYOUT), observe.width(observe.HAND_LAYOUT)
         legs_critic = legs + observe.width(observe.LEG_PRIVILEGED_LAYOUT)
         hands_critic = hands + observe.width(observe.HAND_PRIVILEGED_LAYOUT)
@@ -257,20 +273,31 @@ class ControlEnv:
         arms = self.process._posture(k2)
         still = jax.random.uniform(k3) < 0.3
         arms = jnp.where(still, self.controller.stand_arm, arms)
+        carrying = jnp.array(False)
+        if self.carry is not None:
+            carrying = jax.random.uniform(jax.random.fold_in(kq, 1)) < params.carry
+            arms = jnp.where(carrying, self.carry.arms, arms)
         qpos = qpos.at[:2].set(place[:2] + offset)
         qpos = qpos.at[2].add(self.controller.ground(place[0], place[1]))
         qpos = qpos.at[3:7].set(rotations.quat_from_yaw(place[2]))
         qpos = qpos.at[robot.arm_qpos].set(arms)
         qpos = qpos.at[robot.leg_qpos].add(0.02 * jax.random.uniform(k1, (LEGS,), minval=-1.0))
         qvel = jnp.zeros(self.physics.model.nv)
+        if self.carry is not None:
+            held = qpos[:3] + jnp.append(gait.turn(place[2], jnp.asarray(CARRY_START[:2])), CARRY_START[2])
+            pose = jnp.concatenate([held, qpos[3:7]])
+            qpos = qpos.at[self._box].set(jnp.where(carrying, pose, qpos[self._box]))
 
         randomized = jax.random.uniform(ks) < params.share
         ranges = jax.tree.map(lambda r, n: jnp.where(randomized, r, n), params.ranges, _arrays(NOTHING))
         model = sample_model_params(km, self.targets, ranges)
+        if self.carry is not None:
+            heavy = jax.random.uniform(jax.random.fold_in(km, 1), minval=params.box_mass[0], maxval=params.box_mass[1])
+            weight = jnp.where(carrying, heavy / self._box_mass, 1.0)
+            model = model.replace(body_mass=model.body_mass.at[self._box_body].set(weight))
         physics = self.physics.init(qpos, qvel, model)
         measured = self.controller.measure(physics)
-        commands = self.process.start(kc, arms)
-        command = self.process.command(commands)
+        commands, command = self._commanded(carrying, lambda process: process.start(kc, arms))
         duration = jnp.round(jax.random.uniform(kl, minval=params.duration[0], maxval=params.duration[1]))
         state = self.controller.start(measured, command, duration)
         nominal = jnp.asarray(self.targets.payload_mass, jnp.float32)
@@ -284,6 +311,7 @@ class ControlEnv:
             payload=(model.body_mass[self.targets.payload] - 1.0) * nominal,
             last_ctrl=self.controller.targets(state, jnp.zeros(LEGS), jnp.zeros(ARMS), command.gripper),
             delayed=delayed,
+            carrying=carrying,
             step=age.astype(jnp.int32),
             arm_qd=measured.arm_qd,
             hand_velocity=jnp.zeros((2, 3)),
@@ -302,6 +330,27 @@ class ControlEnv:
     def _metrics_shape(self, task, measured, physics, params):
         outcome = self._outcome(task, task, measured, physics, jnp.zeros(LEGS), jnp.zeros(ARMS), jnp.array(False))
         return self._score(outcome, task, measured, jnp.array(False), params)[1]
+
+    def _commanded(
+        self, carrying: Array, draw: Callable[[CommandProcess], CommandState]
+    ) -> tuple[CommandState, Command]:
+        """Command sequence and present command of the process that rules this episode."""
+        state = draw(self.process)
+        command = self.process.command(state)
+        if self.carry is None:
+            return state, command
+        other = draw(self.carry)
+        return jax.tree.map(
+            lambda a, b: jnp.where(carrying, a, b), (other, self.carry.command(other)), (state, command)
+        )
+
+    def _dropped(self, task: ControlTask, physics: PhysicsState) -> Array:
+        """Whether the box has left the hands."""
+        if self.carry is None:
+            return jnp.array(False)
+        offset = rotations.quat_rotate_inv(physics.qpos[3:7], physics.qpos[self._box[:3]] - physics.qpos[:3])
+        middle = jnp.mean(task.command.hand_pos, axis=0)
+        return task.carrying & (jnp.linalg.norm(offset - middle) > DROPPED)
 
     # --- step --------------------------------------------------------------------------------------------------------
 
@@ -338,7 +387,7 @@ class ControlEnv:
 
         measured = controller.measure(physics)
         lowest = jnp.min(measured.feet[:, 2])
-        fell = (measured.gravity[2] > -0.707) | (measured.base[2] - lowest < 0.42)
+        fell = (measured.gravity[2] > -0.707) | (measured.base[2] - lowest < 0.42) | self._dropped(task, physics)
         before = task
         task = task.replace(
             controller=task.controller.replace(leg_action=legs, arm_action=arms), last_ctrl=ctrl, step=task.step + 1
@@ -347,8 +396,7 @@ class ControlEnv:
         reward, metrics = self._score(outcome, task, measured, fell, params)
 
         placement = params.placement_noise * jax.random.uniform(kplace, (2,), minval=-1.0)
-        commands = self.process.advance(task.commands, kcommand)
-        command = self.process.command(commands)
+        commands, command = self._commanded(task.carrying, lambda process: process.advance(task.commands, kcommand))
         new_controller = controller.tick(task.controller, command, measured, placement)
         begins = (new_controller.gait.tick == 0) & (new_controller.gait.walking | task.controller.gait.walking)
         restart = begins | (~new_controller.gait.walking & (task.mark_age + 1 >= STAND_WINDOW))
@@ -440,6 +488,8 @@ class ControlEnv:
         over = jnp.maximum(self._range[:, 0] + 0.03 - jnp.concatenate([measured.leg_q, measured.arm_q]), 0.0)
         over += jnp.maximum(jnp.concatenate([measured.leg_q, measured.arm_q]) - self._range[:, 1] + 0.03, 0.0)
         pos, rot = observe.hand_error(before.command, measured)
+        # Palms are commanded into a held box and cannot get there; what counts is where the box goes.
+        pos = jnp.where(before.carrying, jnp.mean(pos, axis=0), pos)
         return rewards.Outcome(
             foot_error=jnp.linalg.norm(feet[:, :3], axis=1),
             foot_yaw_error=rotations.wrap_angle(feet[:, 3]),

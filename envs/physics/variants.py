@@ -46,7 +46,8 @@ def writer(base: mujoco.MjModel, target: mujoco.MjModel) -> Callable[[np.ndarray
     subtree = subtree_matrix(base)
     mass0, inertia0, gravcomp0 = base.body_mass.copy(), base.body_inertia.copy(), base.body_gravcomp.copy()
     pair0, geom0 = base.pair_friction[:, :2].copy(), base.geom_friction[:, 0].copy()
-    gain0, bias1, bias2 = base.actuator_gainprm[:, 0].copy(), *base.actuator_biasprm[:, 1:3].copy().T
+    gain0 = base.actuator_gainprm[:, 0].copy()
+    bias1, bias2 = base.actuator_biasprm[:, 1:3].copy().T
     # Views made once: every attribute access of an MjModel builds a new array.
     mass, inertia, gravcomp = target.body_mass, target.body_inertia, target.body_gravcomp
     subtreemass, pair, geom = target.body_subtreemass, target.pair_friction, target.geom_friction

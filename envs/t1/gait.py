@@ -52,10 +52,10 @@ class GaitConfig:
     climb_reach: float = 0.27
     sway: float = 0.4
     capture_gain: float = 0.5
-    capture_deadband: float = 0.12
+    capture_deadband: float = 0.2
     capture_max: float = 0.25
-    hurry: float = 0.25
-    stumble: float = 0.2
+    hurry: float = 0.32
+    stumble: float = 0.25
     ledge_ahead: float = 0.125
     ledge_behind: float = 0.105
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -336,7 +337,8 @@ def leg_ik(
         return sin_p, cos_p, (cos_r, cos_k, sin_k, cos_m, sin_m, sin_b, cos_b, col_x[1], col_y[1], col_z[1])
 
     guess_sin, guess_cos = jnp.sin(q0[0]), jnp.cos(q0[0])
-    step, defect = None, None
+    step: Any = None
+    defect: Any = None
     for i in range(iterations):
         sin_p, cos_p, (cos_r, cos_k, sin_k, cos_m, sin_m, sin_b, cos_b, yx, yy, yz) = solve(guess_sin, guess_cos)
         if i == iterations - 1:

@@ -17,6 +17,8 @@ PHYSICS_DT = 0.005
 """Physics step [s]; four of them make one 50 Hz control step."""
 
 SIDES = ("left", "right")
+PARKED = (0.0, 0.0, -5.0)
+"""Where a box starts that nobody carries; it touches nothing and falls for as long as the episode lasts."""
 
 # Frictionless pairs of the robot with itself: the ones a walking, reaching robot really brings together.
 SELF_PAIRS = (
@@ -52,10 +54,12 @@ class Scene:
     Attributes:
       name: `flat`; `platforms`, three of 5, 10 and 15 cm; `step`, one of 10 cm.
       platforms: boxes standing on the ground plane.
+      box: edge of a cube of one kilogram to carry [m]; None for none.
     """
 
     name: str
     platforms: tuple[Platform, ...] = ()
+    box: float | None = None
 
 
 SCENES = {
@@ -66,6 +70,7 @@ SCENES = {
         tuple(Platform(1.0, y, 1.0, 3.0, h) for y, h in ((-8.0, 0.05), (0.0, 0.10), (8.0, 0.15))),
     ),
     "step": Scene("step", (Platform(2.0, 0.0, 2.0, 3.0, 0.10),)),
+    "carry": Scene("carry", box=0.25),
 }
 
 
@@ -117,7 +122,37 @@ def build_spec(scene_: Scene) -> mujoco.MjSpec:
                 )
     for a, b in SELF_PAIRS:
         spec.add_pair(geomname1=a, geomname2=b, condim=1)
+    if scene_.box:
+        _add_box(spec, scene_.box)
     return spec
+
+
+def _add_box(spec: mujoco.MjSpec, edge: float) -> None:
+    """A cube that two palms can hold by friction."""
+    body = spec.worldbody.add_body(name="box", pos=PARKED)
+    body.add_freejoint(name="box")
+    body.mass, body.inertia, body.explicitinertial = 1.0, [edge**2 / 6] * 3, True
+    body.add_geom(
+        name="box",
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=[edge / 2] * 3,
+        rgba=[0.75, 0.55, 0.3, 1],
+        mass=0,
+        contype=0,
+        conaffinity=0,
+    )
+    # Stiff contacts and torsional friction keep a squeezed box from creeping out of the palms.
+    for side in SIDES:
+        for i in range(4):
+            spec.add_pair(
+                geomname1=f"{side}_palm_{i}",
+                geomname2="box",
+                condim=4,
+                friction=[1, 1, 0.05, 0.0001, 0.0001],
+                solimp=[0.99, 0.995, 0.001, 0.5, 2],
+            )
+    spec.add_pair(geomname1="trunk_core", geomname2="box", condim=1)
+    spec.option.iterations, spec.option.ls_iterations = 8, 12
 
 
 @functools.cache

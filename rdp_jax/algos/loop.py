@@ -19,7 +19,9 @@ class LoopConfig:
 
     iterations: int = ranged(1000, 0, 2**31 - 2, "iterations in total, those before a resume included")
     save_every_s: float = ranged(300.0, 0.0, 1e9, "time between checkpoints; 0 for after every iteration", "s")
-    max_wall_s: float = ranged(0.0, 0.0, 1e9, "stop after this much time even if iterations are left; 0 for no limit", "s")
+    max_wall_s: float = ranged(
+        0.0, 0.0, 1e9, "stop after this much time even if iterations are left; 0 for no limit", "s"
+    )
     log_every: int = ranged(1, 1, 10**9, "iterations between lines of metrics")
     eval_every: int = ranged(0, 0, 10**9, "iterations between evaluations; 0 for never")
 

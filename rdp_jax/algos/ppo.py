@@ -112,7 +112,8 @@ class Batch:
 
 def state_spec() -> LearnerState:
     """Partition specs: a prefix tree of `LearnerState`."""
-    replicated = LearnerState(*[P()] * len(dataclasses.fields(LearnerState)))
+    specs: Any = [P()] * len(dataclasses.fields(LearnerState))
+    replicated = LearnerState(*specs)
     return replicated.replace(env=P(parallel.AXIS), episode=P(parallel.AXIS))
 
 
@@ -188,7 +189,7 @@ class Update:
             with jax.default_matmul_precision(config.matmul_precision):
                 return _iterate(config, env, mesh, state, env_params)
 
-        self.compiled = parallel.jit(update, mesh, (state_spec(), P()), (state_spec(), P()), donate=(0,))
+        self.compiled: Any = parallel.jit(update, mesh, (state_spec(), P()), (state_spec(), P()), donate=(0,))
 
     def __call__(self, state: LearnerState, env_params: Any) -> tuple[LearnerState, dict[str, Array]]:
         return self.compiled(state, parallel.strong(env_params))

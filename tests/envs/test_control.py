@@ -205,7 +205,7 @@ def test_first_state(whole, start):
 def test_episode_runs_and_is_truncated_not_terminated(whole, start):
     env, _, step = whole
     state = start
-    for i in range(env.spec.episode_steps):
+    for _ in range(env.spec.episode_steps):
         assert not state.truncated.any()
         state = step(state, jnp.zeros((LANES, 26)), nominal_params())
         assert jax.tree.structure(state) == jax.tree.structure(start)

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from published_t1 import JOINTS, LINKS, TOTAL_MASS
 
 from envs.physics import make_physics
 from envs.t1.model import PHYSICS_DT, SCENES, ground_height, load_model, mass_of, scene
 from envs.t1.robot import Robot
-from published_t1 import JOINTS, LINKS, TOTAL_MASS
 
 PAYLOADS = 2 * 0.001
 
