@@ -1,8 +1,9 @@
 """Physics backend `native`: MuJoCo's C engine, called from inside jit.
 
-`jax.pure_callback` hands all lanes of a batch to one `mujoco.rollout.Rollout`, whose C++ threads step them without the
-Python lock.  There is *one* pool per process, behind a lock: a pool per calling thread crashed, and two rollouts at a
-time would only fight over the same cores.  Callbacks use NumPy only; JAX inside a callback can deadlock.
+A callback (see `envs.physics.callback`) hands all lanes of a batch to one `mujoco.rollout.Rollout`, whose C++ threads
+step them without the Python lock.  There is *one* pool per process, behind a lock: a pool per calling thread crashed,
+and two rollouts at a time would only fight over the same cores.  Callbacks use NumPy only; JAX inside a callback can
+deadlock.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 
 from envs.physics import guard
 from envs.physics.base import ModelParams, PhysicsState
+from envs.physics.callback import batched_callback
 from envs.physics.variants import ModelTable, params_size
 
 Array = jax.Array
@@ -125,9 +127,8 @@ class NativePhysics:
             parts = [jnp.zeros(1, qpos.dtype), qpos, qvel, jnp.zeros(self.model.na, qpos.dtype)]
             if params is not None:
                 parts.append(guard.flatten_params(params).astype(qpos.dtype))
-            out = jax.ShapeDtypeStruct((self.model.nsensordata,), qpos.dtype)
             packed = jnp.concatenate(parts)
-            return guard.vary_like(jax.pure_callback(self._init_host, out, packed, vmap_method="expand_dims"), packed)
+            return guard.vary_like(batched_callback(self._init_host, self.model.nsensordata, packed), packed)
 
         return guard.guarded_init(self.model, sense, qpos, qvel)
 
@@ -150,13 +151,12 @@ class NativePhysics:
                 parts.append(eq_active.astype(qpos.dtype))
             if params is not None:
                 parts.append(guard.flatten_params(params).astype(qpos.dtype))
-            out = jax.ShapeDtypeStruct((nx + m.nsensordata + 1,), qpos.dtype)
+            packed = jnp.concatenate(parts)
 
             def host(packed):
                 return self._step_host(packed, substeps, eq_active is not None)
 
-            packed = jnp.concatenate(parts)
-            new = guard.vary_like(jax.pure_callback(host, out, packed, vmap_method="expand_dims"), packed)
+            new = guard.vary_like(batched_callback(host, nx + m.nsensordata + 1, packed), packed)
             qpos, qvel, act, sensordata, ok = jnp.split(new, np.cumsum([m.nq, m.nv, m.na, m.nsensordata]))
             return qpos, qvel, act, sensordata, ok[0] > 0
 
@@ -165,10 +165,7 @@ class NativePhysics:
     # Host side: NumPy only, everything under the pool's lock.
 
     def _step_host(self, packed: np.ndarray, substeps: int, with_eq: bool) -> np.ndarray:
-        """`(*batch, nin)` packed lanes -> `(*batch, nout)`: qpos, qvel, act, sensordata, ok."""
-        packed = np.asarray(packed)
-        batch = packed.shape[:-1]
-        packed = packed.reshape(-1, packed.shape[-1])
+        """`(lanes, nin)` packed lanes -> `(lanes, nout)`: qpos, qvel, act, sensordata, ok."""
         lanes, m = len(packed), self._base
         nx, ns = m.nq + m.nv + m.na, m.nsensordata
         nc = m.nu + (m.neq if with_eq else 0)
@@ -206,13 +203,10 @@ class NativePhysics:
             ok = speed_ok & on_time & np.isfinite(result[:, :-1]).all(-1)
         result[:, -1] = ok
         result[~ok, :-1] = 0
-        return result.reshape(*batch, -1)
+        return result
 
     def _init_host(self, packed: np.ndarray) -> np.ndarray:
-        """`(*batch, nin)` packed lanes -> `(*batch, nsensordata)`; a rollout cannot do zero steps, so mj_forward."""
-        packed = np.asarray(packed)
-        batch = packed.shape[:-1]
-        packed = packed.reshape(-1, packed.shape[-1])
+        """`(lanes, nin)` packed lanes -> `(lanes, nsensordata)`; a rollout cannot do zero steps, so mj_forward."""
         m = self._base
         nstate = 1 + m.nq + m.nv + m.na
         result = np.empty((len(packed), m.nsensordata), packed.dtype)
@@ -229,7 +223,7 @@ class NativePhysics:
                 mujoco.mj_forward(model, data)
                 result[lane] = sensordata
         result[~np.isfinite(result).all(-1)] = 0
-        return result.reshape(*batch, -1)
+        return result
 
     def _models(self, flat: np.ndarray) -> list[mujoco.MjModel]:
         """One model per lane, from `(lanes, params_size)`, or `(lanes, 0)` for nominal ones."""

@@ -2,6 +2,9 @@
 
 import copy
 import functools
+import os
+import subprocess
+import sys
 import threading
 
 import jax
@@ -277,6 +280,27 @@ def test_shard_map_over_virtual_devices():
     alone = jax.jit(rollout)(*args)
     for _ in range(3):
         jax.tree.map(np.testing.assert_array_equal, sharded(*args), alone)
+
+
+LARGE_BATCH = """
+import jax, jax.numpy as jnp, mujoco
+from envs.physics.native import NativePhysics
+xml = '<mujoco><worldbody><body><joint type="slide" name="x"/><geom size=".1"/></body></worldbody></mujoco>'
+p = NativePhysics(mujoco.MjModel.from_xml_string(xml))
+q = jnp.arange(60000.0)[:, None]
+s = jax.jit(jax.vmap(lambda q: p.step(p.init(q, q * 0), q[:0], 1)))(q)
+assert s.qpos.shape == q.shape and not s.diverged.any() and (s.qpos == q).all()
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_large_batch_on_one_thread():
+    """XLA's pool has but one thread, which waits inside the callback: the arguments must already be there."""
+    command = [sys.executable, "-c", LARGE_BATCH]
+    env = {**os.environ, "NPROC": "1", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "done", done.stderr[-2000:]
 
 
 def test_calls_from_several_threads():
