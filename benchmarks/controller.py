@@ -25,6 +25,7 @@ from benchmarks.scenarios import Case
 from envs.control.env import ControlConfig, ControlEnv, training_params
 from envs.core import Env
 from envs.physics import available
+from envs.physics.mjx import widen_thread_pool
 from envs.wrappers import AutoReset
 from rdp_jax import parallel, rollout
 from rdp_jax.algos import ppo
@@ -48,7 +49,7 @@ def setup(
     iterations: int,
     seed: int,
     playground: bool,
-    cases: Sequence[str],
+    cases: Sequence[str] | str,
 ) -> list[Case]:
     """Cases of `iterations` times `num_envs * unroll_length` control steps per call.
 
@@ -60,8 +61,12 @@ def setup(
       iterations: PPO iterations per timed call.
       seed: of networks, starts and actions.
       playground: also Brax's PPO on MuJoCo Playground's T1 joystick task, if it is installed with its assets.
-      cases: which of `CASES`: `BACKEND_train` (our PPO), `BACKEND_peer` (Brax's), `BACKEND_step` (random actions only).
+      cases: which of `CASES`: `BACKEND_train` (our PPO), `BACKEND_peer` (Brax's), `BACKEND_step` (random actions only);
+        one, or several.
     """
+    cases = (cases,) if isinstance(cases, str) else cases
+    if backend in (None, "mjx") and any(name.startswith("mjx") for name in cases):
+        widen_thread_pool()
     config = ppo.PPOConfig(
         num_envs=num_envs,
         unroll_length=unroll_length,

@@ -481,7 +481,7 @@ class ControlEnv:
         refs, sensors, data = state.references, robot.sensors, physics.sensordata
         feet = refs.feet - measured.feet
         swing = state.gait.swing
-        last_ticks = state.gait.walking & (state.gait.tick + 2 * state.gait.pace >= state.gait.duration)
+        last_ticks = state.gait.walking & (state.gait.tick + 2 * state.gait.pace >= state.gait.length)
         touch = jnp.stack([data[sensors[f"{s}_sole_touch"]][0] for s in ("left", "right")])
         base = refs.base - measured.base
         leg_torque, arm_torque = data[robot.leg_torque], data[robot.arm_torque]
@@ -534,7 +534,7 @@ class ControlEnv:
         fall = fell.astype(jnp.float32)
         # Touchdown and base velocity are judged once per step; sums and counts, so that averages come out right.
         g = task.controller.gait
-        touchdown = g.walking & (g.tick + g.pace >= g.duration)
+        touchdown = g.walking & (g.tick + g.pace >= g.length)
         landed = touchdown.astype(jnp.float32)
         swing_yaw = outcome.foot_yaw_error[g.swing]
         window = touchdown | (~g.walking & (task.mark_age + 1 >= STAND_WINDOW))

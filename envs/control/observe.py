@@ -114,7 +114,7 @@ def _relative(pose: Array, frame: Array) -> Array:
 def _clock(state: ControllerState) -> Array:
     phase = 2.0 * jnp.pi * state.references.phase
     walking = state.gait.walking.astype(jnp.float32)
-    seconds = (state.gait.duration.astype(jnp.float32) - 25.0) * 0.1
+    seconds = (state.gait.length.astype(jnp.float32) - 25.0) * 0.1
     return jnp.stack([walking, state.references.phase, walking * jnp.sin(phase), walking * jnp.cos(phase), seconds])
 
 

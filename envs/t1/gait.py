@@ -21,6 +21,7 @@ from flax import struct
 from envs.t1.robot import BASE_HEIGHT, FOOT_AHEAD, FOOT_APART
 from envs.t1.rotations import wrap_angle
 
+LEVEL = 0.02  # m: less than that is no step in the ground
 Array = jax.Array
 Ground = Callable[[Array, Array], Array]
 
@@ -40,6 +41,8 @@ class GaitConfig:
       hurry: base velocity error [m/s] beyond which the clock of the step runs twice as fast: a robot that falls sideways has
         no half second left.
       stumble: base velocity error [m/s] at which a standing robot starts to step.
+      climb_slowdown: how much longer a step takes that changes level, or that starts with the feet on two levels;
+        climb_ahead: how far the second foot lands beyond the first one on the new level [m].
       ledge_ahead, ledge_behind: how far a sole's centre stays before and beyond a ledge [m] (toe and heel clearance).
     """
 
@@ -56,6 +59,8 @@ class GaitConfig:
     capture_max: float = 0.25
     hurry: float = 0.32
     stumble: float = 0.25
+    climb_slowdown: float = 1.6
+    climb_ahead: float = 0.05
     ledge_ahead: float = 0.125
     ledge_behind: float = 0.105
 
@@ -65,7 +70,7 @@ class GaitState:
     """Attributes:
     walking: `()` bool; false is the standing mode.
     tick: `()` int32 ticks of the step's clock since the step began; `pace ()` int32 by how many it advances next.
-    duration: `()` int32 ticks per step.
+    duration: `()` int32 ticks of an ordinary step; `length ()` of this one.
     swing: `()` int32 index of the swing foot, 0 left, 1 right.
     anchor: `(2, 4)` pose of each foot when the step (or the standing) began.
     plan: `(4,)` placement latched when the step began; `shift (2,)` what balance added since [m].
@@ -76,6 +81,7 @@ class GaitState:
     tick: Array
     pace: Array
     duration: Array
+    length: Array
     swing: Array
     anchor: Array
     plan: Array
@@ -120,6 +126,7 @@ def stand(feet: Array, duration: Array) -> GaitState:
         tick=jnp.array(0, jnp.int32),
         pace=jnp.array(1, jnp.int32),
         duration=jnp.asarray(duration, jnp.int32),
+        length=jnp.asarray(duration, jnp.int32),
         swing=jnp.array(0, jnp.int32),
         anchor=feet,
         plan=feet[0],
@@ -158,6 +165,10 @@ def _place(
     seconds = state.duration * dt
     side = _side(state.swing)
     ahead = jnp.clip(command[0] * seconds + noise[0], -config.reach, config.reach)
+    if platforms:
+        # From one level to the other the second foot only catches up: half the swing, and the weight has half as far to go.
+        catch_up = jnp.abs(state.anchor[state.swing, 2] - stance[2]) > LEVEL
+        ahead = jnp.where(catch_up, jnp.clip(ahead, -config.climb_ahead, config.climb_ahead), ahead)
     apart = jnp.clip(config.apart + side * command[1] * seconds + noise[1], config.min_apart, config.max_apart)
     turned = jnp.clip(command[2] * seconds, -0.3, 0.3)
     xy = stance[:2] + turn(stance[3] + 0.5 * turned, jnp.stack([ahead, side * apart]))
@@ -210,7 +221,7 @@ def advance(
     moving = jnp.any(jnp.abs(command) > 1e-3)
     stumbling = ~state.walking & (jnp.linalg.norm(velocity) > config.stumble)
     tick = state.tick + state.pace
-    finished = state.walking & (tick >= state.duration)
+    finished = state.walking & (tick >= state.length)
     halt = finished & ~moving & state.squaring
     begins = (finished & ~halt) | (~state.walking & (moving | stumbling))
 
@@ -232,14 +243,22 @@ def advance(
     )
     new = new.replace(plan=jnp.where(begins, _place(new, command, noise, config, ground, platforms, dt), new.plan))
 
+    if platforms:
+        heights = jnp.stack([new.plan[2], new.anchor[0, 2], new.anchor[1, 2]])
+        climbs = jnp.max(heights) - jnp.min(heights) > LEVEL
+        slow = jnp.round(config.climb_slowdown * new.duration).astype(jnp.int32)
+        new = new.replace(length=jnp.where(begins, jnp.where(climbs, slow, new.duration), new.length))
+
     # Balance: step towards where the base drifts, at a bounded rate, until the foot is about to land.
     speed = jnp.linalg.norm(velocity)
     excess = velocity * jnp.maximum(speed - config.capture_deadband, 0.0) / (speed + 1e-6)
     wanted = config.capture_gain * excess
     wanted = wanted * jnp.minimum(1.0, config.capture_max / (jnp.linalg.norm(wanted) + 1e-6))
-    early = new.walking & (new.tick < 0.7 * new.duration)
+    early = new.walking & (new.tick < 0.7 * new.length)
     shift = new.shift + jnp.clip(wanted - new.shift, -0.02, 0.02)
-    pace = 1 + (new.walking & (speed > config.hurry)).astype(jnp.int32)
+    # A climbing step is never hurried: its swing is long and its feet are not level.
+    hurried = new.walking & (speed > config.hurry) & (new.length == new.duration)
+    pace = 1 + hurried.astype(jnp.int32)
     return new.replace(shift=jnp.where(early, shift, new.shift), pace=pace)
 
 
@@ -248,7 +267,7 @@ def references(
 ) -> References:
     """Reference poses `ahead` control ticks after the state's."""
     walking = state.walking
-    duration = state.duration.astype(jnp.float32)
+    duration = state.length.astype(jnp.float32)
     t = jnp.minimum(state.tick + ahead * state.pace, duration)
     phase = jnp.where(walking, t / duration, 0.0)
     swing_phase = jnp.where(

@@ -268,7 +268,7 @@ def test_foot_placement_plan_reads_from_the_state(whole, start):
     for _ in range(30):
         gait_before = state.task.controller.gait
         state = step(state, jnp.zeros((LANES, 26)), nominal_params())
-        last = gait_before.walking & (gait_before.tick + 1 >= gait_before.duration)
+        last = gait_before.walking & (gait_before.tick + gait_before.pace >= gait_before.length)
         np.testing.assert_array_equal(state.metrics["touchdown/count"] > 0, last)
         counts.append(float(state.metrics["touchdown/count"].sum()))
     assert sum(counts) > 0
