@@ -284,21 +284,25 @@ def test_shard_map_over_virtual_devices():
 
 LARGE_BATCH = """
 import jax, jax.numpy as jnp, mujoco
+from jax.sharding import Mesh, PartitionSpec as P
 from envs.physics.native import NativePhysics
-xml = '<mujoco><worldbody><body><joint type="slide" name="x"/><geom size=".1"/></body></worldbody></mujoco>'
+xml = '<mujoco><worldbody><body><joint type="slide" axis="1 0 0"/><geom size=".1"/></body></worldbody></mujoco>'
 p = NativePhysics(mujoco.MjModel.from_xml_string(xml))
-q = jnp.arange(60000.0)[:, None]
-s = jax.jit(jax.vmap(lambda q: p.step(p.init(q, q * 0), q[:0], 1)))(q)
-assert s.qpos.shape == q.shape and not s.diverged.any() and (s.qpos == q).all()
+step = jax.vmap(lambda q: p.step(p.init(q, q * 0), q[:0], 1).qpos)
+q = jnp.arange(4 * 40000.0)[:, None]
+mesh = Mesh(jax.devices(), ("data",))
+assert mesh.size == 4
+assert (jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(q) == q).all()
 print("done")
 """
 
 
 @pytest.mark.slow
-def test_large_batch_on_one_thread():
-    """XLA's pool has but one thread, which waits inside the callback: the arguments must already be there."""
+def test_large_batches_on_every_device():
+    """All threads of XLA's pool wait inside callbacks: the arguments must already be there (they hung, once)."""
+    flags = "--xla_force_host_platform_device_count=4"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", LARGE_BATCH]
-    env = {**os.environ, "NPROC": "1", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "done", done.stderr[-2000:]
 
