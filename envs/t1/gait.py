@@ -41,8 +41,11 @@ class GaitConfig:
       hurry: base velocity error [m/s] beyond which the clock of the step runs twice as fast: a robot that falls sideways has
         no half second left.
       stumble: base velocity error [m/s] at which a standing robot starts to step.
-      climb_slowdown: how much longer a step takes that changes level, or that starts with the feet on two levels;
-        climb_ahead: how far the second foot lands beyond the first one on the new level [m].
+      climb_slowdown: how much longer a step takes that changes level, or that starts with the feet on two levels: such a
+        step is slow enough to stand on one foot all along (`climb_pull` in place of `sway`).
+      climb_lift, climb_land: shares of such a step at which the foot lifts off and lands; before, the weight moves over the
+        stance foot, afterwards back to the middle.
+      climb_ahead: how far the second foot lands beyond the first one on the new level [m].
       ledge_ahead, ledge_behind: how far a sole's centre stays before and beyond a ledge [m] (toe and heel clearance).
     """
 
@@ -59,7 +62,10 @@ class GaitConfig:
     capture_max: float = 0.25
     hurry: float = 0.32
     stumble: float = 0.25
-    climb_slowdown: float = 1.6
+    climb_slowdown: float = 2.6
+    climb_pull: float = 0.9
+    climb_lift: float = 0.35
+    climb_land: float = 0.7
     climb_ahead: float = 0.05
     ledge_ahead: float = 0.125
     ledge_behind: float = 0.105
@@ -111,6 +117,12 @@ def quintic(s: Array) -> Array:
     """Minimum-jerk blend of `s` in 0..1 (clipped)."""
     s = jnp.clip(s, 0.0, 1.0)
     return s * s * s * (10.0 + s * (6.0 * s - 15.0))
+
+
+def quintic_rate(s: Array) -> Array:
+    """Derivative of `quintic`."""
+    s = jnp.clip(s, 0.0, 1.0)
+    return 30.0 * jnp.square(s * (1.0 - s))
 
 
 def turn(yaw: Array, xy: Array) -> Array:
@@ -262,6 +274,16 @@ def advance(
     return new.replace(shift=jnp.where(early, shift, new.shift), pace=pace)
 
 
+def _pull(config: GaitConfig, climbing: Array, phase: Array) -> tuple[Array, Array]:
+    """Share of the way from the mid-point to the stance foot that the base has moved at `phase`, and its derivative."""
+    settle = 1.0 - config.climb_land
+    gone, back = phase / config.climb_lift, (phase - config.climb_land) / settle
+    slow = config.climb_pull * (quintic(gone) - quintic(back))
+    slow_rate = config.climb_pull * (quintic_rate(gone) / config.climb_lift - quintic_rate(back) / settle)
+    walk, walk_rate = config.sway * jnp.sin(jnp.pi * phase), config.sway * jnp.pi * jnp.cos(jnp.pi * phase)
+    return jnp.where(climbing, slow, walk), jnp.where(climbing, slow_rate, walk_rate)
+
+
 def references(
     state: GaitState, config: GaitConfig, ground: Ground, platforms=(), ahead: float = 0.0, dt: float = 0.02
 ) -> References:
@@ -270,9 +292,10 @@ def references(
     duration = state.length.astype(jnp.float32)
     t = jnp.minimum(state.tick + ahead * state.pace, duration)
     phase = jnp.where(walking, t / duration, 0.0)
-    swing_phase = jnp.where(
-        walking, jnp.clip((t - config.double_support) / (duration - config.double_support), 0.0, 1.0), 0.0
-    )
+    climbing = state.length > state.duration
+    lift_off = jnp.where(climbing, config.climb_lift, config.double_support / duration)
+    land = jnp.where(climbing, config.climb_land, 1.0)
+    swing_phase = jnp.clip((phase - lift_off) / (land - lift_off), 0.0, 1.0)
     lift, stance = state.anchor[state.swing], state.anchor[1 - state.swing]
     target = jnp.where(walking, landing(state, config, ground, platforms), lift)
 
@@ -297,7 +320,7 @@ def references(
     middle0 = 0.5 * (lift[:2] + stance[:2])
     middle1 = 0.5 * (target[:2] + stance[:2])
     middle = middle0 + phase * (middle1 - middle0)
-    pull = config.sway * jnp.sin(jnp.pi * phase)
+    pull, pull_rate = _pull(config, climbing, phase)
     yaw0 = lift[3] + 0.5 * wrap_angle(stance[3] - lift[3])
     yaw1 = target[3] + 0.5 * wrap_angle(stance[3] - target[3])
     yaw = yaw0 + phase * wrap_angle(yaw1 - yaw0)
@@ -305,7 +328,6 @@ def references(
     low0, low1 = jnp.minimum(lift[2], stance[2]), jnp.minimum(target[2], stance[2])
     z = BASE_HEIGHT + low0 + quintic(swing_phase) * (low1 - low0)
     rate = jnp.where(walking, state.pace / (duration * dt), 0.0)
-    pull_rate = config.sway * jnp.pi * jnp.cos(jnp.pi * phase)
     velocity = rate * ((1.0 - pull) * (middle1 - middle0) + pull_rate * (stance[:2] - middle))
 
     in_air = walking & (swing_phase > 0.0) & (swing_phase < 1.0)
