@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 Array = jax.Array
 
@@ -38,3 +39,10 @@ def where_rows(mask: Array, a: Array, b: Array) -> Array:
 def choose(accept: Array, new: Any, old: Any) -> Any:
     """The tree `new` if `accept ()`, else `old`."""
     return jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
+
+
+def clip_norm(tree: Any, limit: float) -> tuple[Any, Array]:
+    """Scales a gradient down to the norm `limit`; also its norm before."""
+    norm = optax.tree.norm(tree)
+    scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda g: g * scale, tree), norm

@@ -36,12 +36,17 @@ def permutations(key: Array, group_indices: Array, samples: int) -> Array:
 
 def take(tree: Any, order: Array, minibatches: int) -> Any:
     """`(groups, N, ...)` in the order `(groups, N)` -> `(M, groups * N / M, ...)`."""
+    # One gather per leaf, and no transpose of the data afterwards.
+    flat = rows(order, minibatches)
+    return jax.tree.map(lambda x: x.reshape(order.size, *x.shape[2:])[flat], tree)
+
+
+def rows(order: Array, minibatches: int) -> Array:
+    """`(M, groups * N / M)` row numbers of the flattened `(groups * N, ...)` data in the order `(groups, N)`."""
     groups, samples = order.shape
-    share = samples // minibatches
-    # Flat row numbers, minibatch first: one gather per leaf, and no transpose of the data afterwards.
-    rows = order + samples * jnp.arange(groups, dtype=order.dtype)[:, None]
-    rows = rows.reshape(groups, minibatches, share).swapaxes(0, 1).reshape(minibatches, groups * share)
-    return jax.tree.map(lambda x: x.reshape(groups * samples, *x.shape[2:])[rows], tree)
+    flat = order + samples * jnp.arange(groups, dtype=order.dtype)[:, None]
+    flat = flat.reshape(groups, minibatches, samples // minibatches)
+    return flat.swapaxes(0, 1).reshape(minibatches, -1)
 
 
 def in_blocks(function: Callable[[Any], Any], tree: Any, blocks: int) -> Any:

@@ -105,6 +105,12 @@ def pmax(x: Any, axis: str | None) -> Any:
     return x if axis is None else jax.lax.pmax(x, axis)
 
 
+def moments(x: Array, axis: str | None) -> tuple[Array, Array]:
+    """Mean and variance of all elements, over all devices, in two passes."""
+    mean = pmean(x.mean(), axis)
+    return mean, pmean(jnp.square(x - mean).mean(), axis)
+
+
 def local_indices(total: int, mesh: Mesh | None) -> Array:
     """Global indices of this device's share of `total`, `(total / devices,)` int32; inside `shard` only."""
     share = total // size(mesh)

@@ -252,9 +252,9 @@ def _prepare(config: PPOConfig, axis: str | None, state: LearnerState, data: Tra
     advantage, target = gae(
         data.reward, value, next_value, data.terminated, data.truncated, config.gamma, config.gae_lambda
     )
-    mean, variance = moments(advantage, axis)
-    _, unexplained = moments(target - value, axis)
-    target_mean, target_variance = moments(target, axis)
+    mean, variance = parallel.moments(advantage, axis)
+    _, unexplained = parallel.moments(target - value, axis)
+    target_mean, target_variance = parallel.moments(target, axis)
     actor_obs = normalize.apply(state.normalizer["actor"], data.obs["actor"])
     # Scored here, once, by the loss's own function and in blocks of a minibatch's size, not inside the rollout: XLA picks
     # another kernel for another number of rows, and the first ratio would be 1 +- 1e-6 instead of 1.
@@ -272,12 +272,6 @@ def _prepare(config: PPOConfig, axis: str | None, state: LearnerState, data: Tra
     )
     explained = 1.0 - unexplained / jnp.maximum(target_variance, 1e-12)
     return batch, {"value/explained_variance": explained, "value/target_mean": target_mean}
-
-
-def moments(x: Array, axis: str | None) -> tuple[Array, Array]:
-    """Mean and variance of all elements, over all devices, in two passes."""
-    mean = parallel.pmean(x.mean(), axis)
-    return mean, parallel.pmean(jnp.square(x - mean).mean(), axis)
 
 
 def score(actor: Mapping, obs: Array, action: Array) -> tuple[Array, Array, Array]:
@@ -312,13 +306,6 @@ def adapt_lr(config: PPOConfig, lr: Array, kl: Array) -> Array:
     return jnp.clip(lr, config.lr_min, config.lr_max)
 
 
-def _clip_norm(tree: Any, limit: float) -> tuple[Any, Array]:
-    """Scales a gradient down to the norm `limit`; also its norm before."""
-    norm = optax.tree.norm(tree)
-    scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-12))
-    return jax.tree.map(lambda g: g * scale, tree), norm
-
-
 def _learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batch: Batch, key: Array):
     """Epochs of minibatches over the rollout `batch (T, B, ...)`."""
     axis = parallel.axis_of(mesh)
@@ -335,7 +322,7 @@ def _learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batch: Bat
         ratio_error = parallel.pmax(info.pop("policy/ratio_error"), axis)
         total, info, grads = parallel.pmean((total, info, grads), axis)
         finite = guard.all_finite((total, grads))
-        clipped = {name: _clip_norm(grads[name], config.max_grad_norm) for name in GROUPS}
+        clipped = {name: guard.clip_norm(grads[name], config.max_grad_norm) for name in GROUPS}
         grads = {name: clipped[name][0] for name in GROUPS}
         lr = jnp.where(finite, adapt_lr(config, lr, info["policy/kl"]), lr)
         updates, new_opt_state = optax.scale_by_adam().update(grads, opt_state)

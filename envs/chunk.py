@@ -1,0 +1,62 @@
+"""Open-loop execution of action chunks: one step of the wrapped environment is `Te` steps of the inner one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from envs.core import Env, State
+from rdp_jax.config import ConfigError
+
+Array = jax.Array
+
+
+class Chunked:
+    """`envs.core.Env` whose action is a chunk `(Te, Da)`, flattened to `(Te * Da,)`.
+
+    Rewards of the executed actions are summed, undiscounted (DPPO, section 4).  When the inner episode ends within a chunk, the
+    rest of the chunk is neither paid nor seen: observation, metrics and the kind of end are those of the last live inner step.
+
+    Args:
+      env: inner environment.
+      steps: `Te`, actions executed per chunk.  Raises `ConfigError` outside 1 .. the inner episode's length.
+    """
+
+    def __init__(self, env: Env, steps: int):
+        if not 1 <= steps <= env.spec.episode_steps:
+            raise ConfigError("executed", steps, f"1 .. {env.spec.episode_steps} (steps of an episode)")
+        self.env, self.steps = env, steps
+        self.spec = dataclasses.replace(
+            env.spec,
+            action_dim=steps * env.spec.action_dim,
+            control_dt=steps * env.spec.control_dt,
+            episode_steps=-(-env.spec.episode_steps // steps),
+        )
+
+    def default_params(self) -> Any:
+        """Parameters of the inner environment."""
+        return self.env.default_params()
+
+    def reset(self, key: Array, params: Any) -> State:
+        """As the inner environment."""
+        return self.env.reset(key, params)
+
+    def step(self, state: State, action: Array, params: Any) -> State:
+        """Executes `action (Te * Da,)`."""
+
+        def one(carry, a):
+            state, paid, over = carry
+            after = self.env.step(state, a, params)
+            # A live step that diverged must not poison the sum of a chunk that was finite before: the outer guard sees the
+            # state's own flags and observations.
+            paid = paid + jnp.where(over, 0.0, after.reward)
+            state = jax.tree.map(lambda new, old: jnp.where(over, old, new), after, state)
+            return (state, paid, over | after.terminated | after.truncated), None
+
+        chunk = action.reshape(self.steps, -1)
+        start = (state, jnp.float32(0.0), jnp.array(False))
+        (state, paid, _), _ = jax.lax.scan(one, start, chunk)
+        return state.replace(reward=paid)

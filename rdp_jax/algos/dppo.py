@@ -1,0 +1,472 @@
+"""DPPO: policy-gradient fine-tuning of a diffusion policy through its denoising chain (Ren et al. 2024, arXiv:2409.00588).
+
+One outer step executes a chunk; inside it the last K' denoising steps are decisions of their own, each a Gaussian with a known
+density.  PPO runs on pairs (outer step, inner step).  A Gaussian chunk policy is the case K' = 1, so fine-tuning that baseline is
+this module too.  One call of `Update` is one iteration, compiled once, as in `rdp_jax.algos.ppo`.
+
+Where DPPO's released code is mended, the field of `DPPOConfig` says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from rdp_jax import guard, minibatch, normalize, parallel, rollout
+from rdp_jax.config import ConfigError, chosen, ranged, validate
+from rdp_jax.diffusion.policy import Pairs
+from rdp_jax.gae import gae
+from rdp_jax.nets.denoiser import ResidualCritic
+from rdp_jax.planner import Bundle, to_chunk, to_obs
+from rdp_jax.types import Transition, VectorEnv
+
+Array = jax.Array
+MAX_LOG_RATIO = 20.0
+
+
+class ChainPolicy(Protocol):
+    """What is fine-tuned: `rdp_jax.diffusion.policy.DiffusionPolicy`, or a Gaussian chunk policy with a chain of one step."""
+
+    shape: tuple[int, int]
+
+    def row_noise(self, keys: Array) -> Any: ...
+
+    def sample_split(
+        self, base: Any, tuned: Any, tuned_steps: int, obs: Array, noise: Any, explore: bool
+    ) -> tuple[Array, Array]: ...
+
+    def score(self, params: Any, tuned_steps: int, pairs: Pairs) -> tuple[Array, Array, Array]: ...
+
+    def check_tuned(self, tuned_steps: int) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DPPOConfig:
+    """Settings of DPPO; the defaults are those of its gym experiments."""
+
+    num_envs: int = ranged(40, 1, 2**20, "environments, over all devices")
+    unroll_length: int = ranged(500, 1, 100_000, "chunks per environment and iteration")
+    epochs: int = ranged(5, 1, 100, "passes over a rollout")
+    minibatches: int = ranged(4, 1, 65536, "minibatches per epoch, each a share of the (chunk, inner step) pairs")
+    tuned_steps: int = ranged(10, 1, 1000, "last denoising steps K' that are fine-tuned")
+    gamma: float = ranged(0.99, 0.0, 1.0, "discount per chunk")
+    gae_lambda: float = ranged(0.95, 0.0, 1.0, "lambda of GAE, per chunk")
+    gamma_denoising: float = ranged(0.99, 0.0, 1.0, "discount of the advantage per inner step before the last")
+    clip: float = ranged(0.01, 1e-6, 1.0, "PPO clip of the ratio at the last inner step")
+    clip_base: float = ranged(0.01, 1e-6, 1.0, "PPO clip at the noisiest inner step")
+    clip_rate: float = ranged(3.0, 1e-3, 100.0, "how late the clip grows from clip_base to clip, exponentially")
+    log_prob: str = chosen(
+        "mean", ("mean", "sum"), "of a chunk from its elements; a mean makes the ratio a geometric mean"
+    )
+    log_prob_max: float = ranged(2.0, -100.0, 1e6, "upper clamp of each element's log density")
+    log_prob_min: float = ranged(-5.0, -1e6, 100.0, "lower clamp of each element's log density")
+    scored: str = chosen("executed", ("executed", "all"), "actions of a chunk that the ratio sees")
+    actor_lr: float = ranged(1e-4, 0.0, 1.0, "learning rate of the denoiser")
+    critic_lr: float = ranged(1e-3, 0.0, 1.0, "learning rate of the critic")
+    critic_warmup: int = ranged(0, 0, 10**6, "first iterations in which only the critic learns")
+    value_coef: float = ranged(0.5, 0.0, 100.0, "weight of half the squared value error")
+    max_grad_norm: float = ranged(
+        1e6, 1e-6, 1e9, "largest gradient norm, actor and critic apart; the default clips nothing"
+    )
+    # The released code compares a KL of averaged log-densities with 1.0 and so never stops.
+    target_kl: float = ranged(
+        1.0, 1e-6, 1e9, "KL per inner step, summed over the scored actions, beyond which the actor rests", "nat"
+    )
+    anchor_coef: float = ranged(
+        0.0, 0.0, 1e3, "weight of the KL towards the pre-trained policy, per element; 0 for none"
+    )
+    # The released code treats time limits as terminal (gym) or bootstraps from the next episode's start (manipulation).
+    truncation: str = chosen(
+        "bootstrap", ("bootstrap", "terminal"), "a time limit bootstraps from the true final state, or not"
+    )
+    reward_scaling: bool = dataclasses.field(
+        default=True, metadata={"help": "divide rewards by the running std of a discounted return"}
+    )
+    reward_clip: float = ranged(10.0, 1e-3, 1e9, "bound of a scaled reward")
+    critic_sizes: tuple[int, ...] = ranged(
+        (256, 256, 256), 1, 65536, "hidden widths of the critic: an odd number, all equal"
+    )
+    reset_pool: int = ranged(64, 1, 2**20, "fresh starts per iteration")
+    shuffle_groups: int = ranged(4, 1, 4096, "blocks of environments shuffled apart; a multiple of the device count")
+    matmul_precision: str = chosen("highest", ("default", "high", "highest"), "precision of float32 products")
+
+    def check(self) -> None:
+        """Fields that must fit each other."""
+        if self.num_envs % self.shuffle_groups:
+            raise ConfigError("num_envs", self.num_envs, f"a multiple of shuffle_groups={self.shuffle_groups}")
+        pairs = self.unroll_length * self.num_envs // self.shuffle_groups * self.tuned_steps
+        if pairs % self.minibatches:
+            raise ConfigError("minibatches", self.minibatches, f"a divisor of {pairs} pairs per shuffle group")
+        if self.log_prob_min >= self.log_prob_max:
+            raise ConfigError("log_prob_min", self.log_prob_min, f"less than log_prob_max={self.log_prob_max}")
+
+
+@struct.dataclass
+class LearnerState:
+    """Everything a run consists of; a checkpoint holds all of it.
+
+    Attributes:
+      params: `{"actor": denoiser, "critic"}`.
+      base: the pre-trained planner: frozen weights of the first steps, and the bounds of observations and actions.
+      opt_state: Adam moments, `{"actor", "critic"}`.
+      normalizer: of the critic's observations, frozen inside an iteration.
+      scale: moments of the discounted return, for reward scaling; `running (B,)` that return.
+      env, episode: environments and sums of their episodes, `(B, ...)`; with `running` the only sharded parts.
+      key: random key of the run: iteration `i` folds `i` into it.
+      iteration: `()` int32.
+      skipped: `()` int32, gradient steps refused because they were not finite.
+    """
+
+    params: Mapping[str, Any]
+    base: Bundle
+    opt_state: Mapping[str, Any]
+    normalizer: normalize.Normalizer
+    scale: normalize.Normalizer
+    running: Array
+    env: Any
+    episode: rollout.Episode
+    key: Array
+    iteration: Array
+    skipped: Array
+
+
+@struct.dataclass
+class Batch:
+    """A rollout as the loss reads it, `(N, ...)` outer steps.
+
+    `obs` and `critic_obs` normalised, `chain (N, K' + 1, Ta, Da)`, `advantage` raw, and per inner step `log_prob (N, K')` and
+    `mean (N, K', rows, Da)` of the scored actions at collection.
+    """
+
+    obs: Array
+    critic_obs: Array
+    chain: Array
+    advantage: Array
+    target: Array
+    log_prob: Array
+    mean: Array
+
+
+def clip_schedule(config: DPPOConfig) -> Array:
+    """`(K',)` clip of the ratio per inner step, noisiest first; constant for K' = 1 (0/0 in the released code)."""
+    if config.tuned_steps == 1:
+        return jnp.full((1,), config.clip, jnp.float32)
+    s = jnp.arange(config.tuned_steps) / (config.tuned_steps - 1)
+    growth = jnp.expm1(config.clip_rate * s) / math.expm1(config.clip_rate)
+    return config.clip_base + (config.clip - config.clip_base) * growth
+
+
+def state_spec() -> LearnerState:
+    """Partition specs: a prefix tree of `LearnerState`."""
+    specs: Any = [P()] * len(dataclasses.fields(LearnerState))
+    sharded = P(parallel.AXIS)
+    return LearnerState(*specs).replace(env=sharded, episode=sharded, running=sharded)
+
+
+def env_steps(config: DPPOConfig, state: LearnerState, executed: int) -> int:
+    """Environment steps so far, counting `executed` per chunk whether or not an episode ended within it."""
+    return int(state.iteration) * config.unroll_length * config.num_envs * executed
+
+
+def init(
+    key: Array,
+    config: DPPOConfig,
+    policy: ChainPolicy,
+    bundle: Bundle,
+    env: VectorEnv,
+    env_params: Any,
+    mesh: Mesh | None = None,
+) -> LearnerState:
+    """First state of a run that fine-tunes the planner `bundle`.  Raises `ConfigError`."""
+    check_layout(config, policy, mesh)
+
+    def local(key, bundle, env_params):
+        critic_key, env_key, run_key = jax.random.split(key, 3)
+        dim = env.spec.obs_dims["critic"]
+        params = {
+            "actor": bundle.weights,
+            "critic": ResidualCritic(config.critic_sizes).init(critic_key, jnp.zeros((1, dim)))["params"],
+        }
+        indices = parallel.local_indices(config.num_envs, mesh)
+        count = indices.shape[0]
+        return parallel.strong(
+            LearnerState(
+                params=params,
+                base=bundle,
+                opt_state={name: optax.scale_by_adam().init(p) for name, p in params.items()},
+                normalizer=normalize.create(dim),
+                scale=normalize.create(1),
+                running=jnp.zeros(count),
+                env=env.reset(parallel.fold_each(env_key, indices), env_params),
+                episode=rollout.begin(count),
+                key=run_key,
+                iteration=jnp.int32(0),
+                skipped=jnp.int32(0),
+            )
+        )
+
+    return parallel.jit(local, mesh, (P(), P(), P()), state_spec())(key, bundle, env_params)
+
+
+def check_layout(config: DPPOConfig, policy: ChainPolicy, mesh: Mesh | None) -> None:
+    """Raises `ConfigError` if the config is wrong, does not fit the policy, or does not divide over the devices."""
+    validate(config)
+    policy.check_tuned(config.tuned_steps)
+    if config.shuffle_groups % parallel.size(mesh):
+        raise ConfigError("shuffle_groups", config.shuffle_groups, f"a multiple of {parallel.size(mesh)} devices")
+
+
+class Update:
+    """One iteration: `(LearnerState, env_params) -> (LearnerState, metrics)`; the given state is donated.
+
+    Args:
+      config: settings.
+      policy: what is fine-tuned.
+      env: chunked environments; their action is `(Te * Da,)`.
+      mesh: as given to `init`.
+    """
+
+    def __init__(self, config: DPPOConfig, policy: ChainPolicy, env: VectorEnv, mesh: Mesh | None = None):
+        check_layout(config, policy, mesh)
+        self.config, self.policy, self.env, self.mesh = config, policy, env, mesh
+        self.axis = parallel.axis_of(mesh)
+        self.executed = executed_steps(policy, env)
+        self.rows = self.executed if config.scored == "executed" else policy.shape[0]
+
+        def update(state, env_params):
+            with jax.default_matmul_precision(config.matmul_precision):
+                return self._iterate(state, env_params)
+
+        self.compiled: Any = parallel.jit(update, mesh, (state_spec(), P()), (state_spec(), P()), donate=(0,))
+
+    def __call__(self, state: LearnerState, env_params: Any) -> tuple[LearnerState, dict[str, Array]]:
+        return self.compiled(state, parallel.strong(env_params))
+
+    def cache_size(self) -> int:
+        """Compiled versions; one in a healthy run."""
+        return self.compiled._cache_size()
+
+    def _iterate(self, state: LearnerState, env_params: Any):
+        """Body of one iteration, on one device's share of the environments."""
+        env_state, episode, data, stats, shuffle_key = self._collect(state, env_params)
+        reward, scale, running = self._scale_rewards(state, data)
+        batch, info = self._prepare(state, data.replace(reward=reward))
+        params, opt_state, skipped, losses = self._learn(state, batch, shuffle_key)
+        new = state.replace(
+            params=params,
+            opt_state=opt_state,
+            normalizer=normalize.merge(state.normalizer, data.obs["critic"], self.axis),
+            scale=scale,
+            running=running,
+            env=env_state,
+            episode=episode,
+            iteration=state.iteration + 1,
+            skipped=state.skipped + skipped,
+        )
+        metrics = {
+            **rollout.summarize(parallel.psum(stats, self.axis)),
+            **info,
+            **losses,
+            "guard/skipped_updates": skipped.astype(jnp.float32),
+        }
+        return new, metrics
+
+    def _collect(self, state: LearnerState, env_params: Any):
+        """Rolls out with exploration noise; the chains go into `extras`."""
+        config = self.config
+        pool_key, noise_key, shuffle_key = jax.random.split(jax.random.fold_in(state.key, state.iteration), 3)
+        indices = parallel.local_indices(config.num_envs, self.mesh)
+        env_keys = parallel.fold_each(noise_key, indices)
+        steps = jnp.arange(config.unroll_length)
+        # Keys rather than numbers: the noise of all chains at once would be the largest array of the program.
+        keys = jax.vmap(lambda t: jax.vmap(lambda k: jax.random.fold_in(k, t))(env_keys))(steps)
+        pool = self.env.fresh_pool(pool_key, config.reset_pool, env_params)
+
+        def act(obs, keys):
+            seen = to_obs(state.base, obs["actor"])
+            noise = self.policy.row_noise(keys)
+            chunk, chain = self.policy.sample_split(
+                state.base.weights, state.params["actor"], config.tuned_steps, seen, noise, True
+            )
+            return to_chunk(state.base, chunk[:, : self.executed]), chain
+
+        out = rollout.collect(self.env, act, state.env, state.episode, pool, keys, env_params)
+        return *out, shuffle_key
+
+    def _scale_rewards(self, state: LearnerState, data: Transition) -> tuple[Array, normalize.Normalizer, Array]:
+        """Rewards over the running std of the discounted return (rate 0.99), its moments, and that return."""
+        if not self.config.reward_scaling:
+            return data.reward, state.scale, state.running
+        ended = data.terminated | data.truncated
+
+        def one(running, step):
+            reward, done = step
+            running = reward + 0.99 * running
+            return jnp.where(done, 0.0, running), running
+
+        running, returns = jax.lax.scan(one, state.running, (data.reward, ended))
+        scale = normalize.merge(state.scale, returns[..., None], self.axis)
+        std = jnp.sqrt(scale.m2[0] / jnp.maximum(scale.count, 1.0) + 1e-8)
+        bound = self.config.reward_clip
+        return jnp.clip(data.reward / std, -bound, bound), scale, running
+
+    def _prepare(self, state: LearnerState, data: Transition) -> tuple[Batch, dict[str, Array]]:
+        """Advantages, normalised observations, and the log-densities before any gradient step."""
+        config = self.config
+        critic = ResidualCritic(config.critic_sizes)
+
+        def value_of(raw):
+            return critic.apply({"params": state.params["critic"]}, normalize.apply(state.normalizer, raw))
+
+        value, next_value = value_of(data.obs["critic"]), value_of(data.final_obs)
+        as_end = data.terminated | data.truncated if config.truncation == "terminal" else data.terminated
+        advantage, target = gae(
+            data.reward, value, next_value, as_end, data.truncated & ~as_end, config.gamma, config.gae_lambda
+        )
+        obs = to_obs(state.base, data.obs["actor"])
+        log_prob, mean = self._score_all(state.params["actor"], obs, data.extras)
+        batch = Batch(
+            obs=obs,
+            critic_obs=normalize.apply(state.normalizer, data.obs["critic"]),
+            chain=data.extras,
+            advantage=advantage,
+            target=target,
+            log_prob=log_prob,
+            mean=mean,
+        )
+        _, variance = parallel.moments(target, self.axis)
+        _, unexplained = parallel.moments(target - value, self.axis)
+        info = {
+            "value/explained_variance": 1.0 - unexplained / jnp.maximum(variance, 1e-12),
+            "value/target_mean": parallel.moments(target, self.axis)[0],
+        }
+        return batch, info
+
+    def _score_all(self, actor: Any, obs: Array, chain: Array) -> tuple[Array, Array]:
+        """Log-densities `(T, B, K')` and means `(T, B, K', rows, Da)` by the loss's own function.
+
+        In blocks of a minibatch's size: another number of rows is another kernel, and the first ratio would be 1 +- 1e-6.
+        """
+        lead, inner = obs.shape[:2], self.config.tuned_steps
+        flat_obs, flat_chain = obs.reshape(-1, obs.shape[-1]), chain.reshape(-1, *chain.shape[2:])
+        count = flat_obs.shape[0] * inner
+        blocks = jnp.arange(count).reshape(self.config.minibatches, -1)
+
+        def block(index):
+            log_prob, mean, _ = self._score(actor, self._pairs(flat_obs, flat_chain, index))
+            return log_prob, mean
+
+        log_prob, mean = jax.lax.map(block, blocks)
+        return log_prob.reshape(*lead, inner), mean.reshape(*lead, inner, *mean.shape[2:])
+
+    def _pairs(self, obs: Array, chain: Array, index: Array) -> Pairs:
+        """Rows `index = outer * K' + inner` of `obs (N, Do)`, `chain (N, K' + 1, Ta, Da)`."""
+        outer, inner = index // self.config.tuned_steps, index % self.config.tuned_steps
+        return Pairs(obs=obs[outer], x=chain[outer, inner], x_next=chain[outer, inner + 1], k=inner)
+
+    def _score(self, actor: Any, pairs: Pairs) -> tuple[Array, Array, Array]:
+        """Log-density of the scored actions `(N,)`, their mean `(N, rows, Da)`, and the std `(N,)`."""
+        config = self.config
+        elements, mean, std = self.policy.score(actor, config.tuned_steps, pairs)
+        elements = jnp.clip(elements[:, : self.rows], config.log_prob_min, config.log_prob_max)
+        reduce = jnp.mean if config.log_prob == "mean" else jnp.sum
+        return reduce(elements, axis=(1, 2)), mean[:, : self.rows], std
+
+    def _loss(self, params: Mapping, base: Any, batch: Batch, index: Array) -> tuple[Array, dict[str, Array]]:
+        """PPO loss of the pairs `index (n,)`, and what is worth logging about it."""
+        config = self.config
+        pairs = self._pairs(batch.obs, batch.chain, index)
+        outer, inner = index // config.tuned_steps, pairs.k
+        log_prob, mean, std = self._score(params["actor"], pairs)
+        old = batch.log_prob[outer, inner]
+        chex.assert_equal_shape([log_prob, old])
+        advantage = batch.advantage[outer]
+        centre, variance = parallel.moments(advantage, self.axis)
+        advantage = (advantage - centre) / (jnp.sqrt(variance) + 1e-8)
+        # After normalisation, as in the reference: noisier steps get a weaker signal, not a rescaled one.
+        advantage = advantage * config.gamma_denoising ** (config.tuned_steps - 1 - inner).astype(jnp.float32)
+        ratio = jnp.exp(jnp.clip(log_prob - old, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+        clip = clip_schedule(config)[inner]
+        clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
+        policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
+        value = ResidualCritic(config.critic_sizes).apply({"params": params["critic"]}, batch.critic_obs[outer])
+        value_loss = 0.5 * jnp.square(value - batch.target[outer]).mean()
+        kl = gaussian_kl(mean - batch.mean[outer, inner], std).sum((1, 2)).mean()
+        total = policy_loss + config.value_coef * value_loss
+        info = {
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "policy/kl": kl,
+            "policy/clip_fraction": (jnp.abs(ratio - 1.0) > clip).mean(dtype=jnp.float32),
+            "policy/ratio_error": jnp.abs(ratio - 1.0).max(),
+        }
+        if config.anchor_coef:
+            _, anchor, _ = self._score(jax.lax.stop_gradient(base), pairs)
+            towards = gaussian_kl(mean - anchor, std).mean()
+            total, info = total + config.anchor_coef * towards, {**info, "loss/anchor": towards}
+        return total, info
+
+    def _learn(self, state: LearnerState, batch: Batch, key: Array):
+        """Epochs of minibatches over the rollout `batch (T, B, ...)`."""
+        config = self.config
+        groups = parallel.local_indices(config.shuffle_groups, self.mesh)
+        batch = minibatch.to_groups(batch, groups.shape[0])
+        pairs = batch.target.shape[1] * config.tuned_steps
+        batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+        warming = state.iteration < config.critic_warmup
+
+        def step(carry, index):
+            params, opt_state, resting, skipped = carry
+            grad_fn = jax.value_and_grad(self._loss, has_aux=True)
+            (total, info), grads = grad_fn(params, state.base.weights, batch, index)
+            ratio_error = parallel.pmax(info.pop("policy/ratio_error"), self.axis)
+            total, info, grads = parallel.pmean((total, info, grads), self.axis)
+            finite = guard.all_finite((total, grads))
+            resting = resting | (info["policy/kl"] > config.target_kl)
+            moves = {"actor": finite & ~warming & ~resting, "critic": finite}
+            new, new_opt = {}, {}
+            for name, lr in (("actor", config.actor_lr), ("critic", config.critic_lr)):
+                grad, info[f"grad_norm/{name}"] = guard.clip_norm(grads[name], config.max_grad_norm)
+                updates, opt = optax.scale_by_adam().update(grad, opt_state[name])
+                moved = jax.tree.map(lambda p, u, lr=lr: p - lr * u, params[name], updates)
+                new[name] = guard.choose(moves[name], moved, params[name])
+                new_opt[name] = guard.choose(moves[name], opt, opt_state[name])
+            info["policy/resting"] = resting.astype(jnp.float32)
+            return (new, new_opt, resting, skipped + ~finite), (info, ratio_error)
+
+        def epoch(carry, epoch_key):
+            order = minibatch.permutations(epoch_key, groups, pairs)
+            return jax.lax.scan(step, carry, minibatch.rows(order, config.minibatches))
+
+        carry = (state.params, state.opt_state, jnp.array(False), jnp.int32(0))
+        carry, (info, ratio_error) = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
+        params, opt_state, _, skipped = carry
+        metrics = {name: value.mean() for name, value in info.items()}
+        metrics["policy/first_ratio_error"] = ratio_error[0, 0]
+        metrics["policy/kl_last"] = info["policy/kl"][-1, -1]
+        return params, opt_state, skipped, metrics
+
+
+def executed_steps(policy: ChainPolicy, env: VectorEnv) -> int:
+    """`Te` from the width of the environment's action.  Raises `ConfigError` if it does not fit the policy's chunks."""
+    horizon, action_dim = policy.shape
+    width = env.spec.action_dim
+    if width % action_dim or not 1 <= width // action_dim <= horizon:
+        allowed = f"a multiple of Da={action_dim} up to Ta * Da={horizon * action_dim}"
+        raise ConfigError("executed", width, allowed)
+    return width // action_dim
+
+
+def gaussian_kl(difference: Array, std: Array) -> Array:
+    """KL divergence per element `(N, rows, Da)` of two Gaussians with means apart by `difference` and one `std (N,)`."""
+    return 0.5 * jnp.square(difference / std[:, None, None])

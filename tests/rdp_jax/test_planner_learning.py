@@ -1,0 +1,207 @@
+"""Imitation, then DPPO, on the toy environment; the exactness both promise."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.chunk import Chunked
+from envs.toy import Toy, optimal_action, optimal_return
+from envs.wrappers import AutoReset
+from rdp_jax import parallel
+from rdp_jax.algos import bc, dppo
+from rdp_jax.config import ConfigError
+from rdp_jax.data import windows as W
+from rdp_jax.data.episodes import from_lists
+from rdp_jax.diffusion.schedule import DiffusionConfig
+from rdp_jax.evaluate import first_episodes
+from rdp_jax.nets.build import NetConfig
+from rdp_jax.planner import Actor, Bundle, Dims, PlannerConfig, make_policy
+
+TE, STEPS = 2, 24
+CONFIG = PlannerConfig(
+    net=NetConfig(kind="mlp", sizes=(64, 64, 64)),
+    diffusion=DiffusionConfig(steps=8),
+    horizon=2,
+    executed=TE,
+    history=1,
+)
+DPPO = dppo.DPPOConfig(
+    num_envs=64,
+    unroll_length=24,
+    epochs=4,
+    minibatches=4,
+    tuned_steps=4,
+    clip=0.1,
+    clip_base=0.1,
+    actor_lr=1e-3,
+    gamma=0.95,
+    critic_sizes=(64, 64, 64),
+    reset_pool=64,
+)
+
+
+def clumsy_demonstrations(episodes=64):
+    """A demonstrator that moves at half speed, with some noise: far from the best return, but in its support."""
+    toy, rng = Toy(STEPS), np.random.default_rng(0)
+    params = toy.default_params()
+    reset, step = jax.jit(toy.reset), jax.jit(toy.step)
+    obs, action, reward = [], [], []
+    for i in range(episodes):
+        state = reset(jax.random.key(i), params)
+        rows = []
+        for _ in range(STEPS):
+            a = 0.4 * np.asarray(optimal_action(state.obs["actor"])) + 0.3 * rng.normal(size=2)
+            rows.append((np.asarray(state.obs["actor"]), np.clip(a, -1, 1)))
+            state = step(state, jnp.asarray(rows[-1][1], jnp.float32), params)
+            if state.terminated:
+                break
+        obs.append(np.stack([r[0] for r in rows]))
+        action.append(np.stack([r[1] for r in rows]))
+        reward.append(np.zeros(len(rows)))
+    return from_lists(obs, action, reward, [True] * episodes, range(episodes))
+
+
+@pytest.fixture(scope="session")
+def planner():
+    """A planner that imitates the clumsy demonstrator, and its losses."""
+    episodes = clumsy_demonstrations()
+    table = W.windows(episodes, CONFIG.history, CONFIG.horizon)
+    obs_bounds, action_bounds = W.bounds(episodes.obs), W.bounds(episodes.action)
+    flat = obs_bounds.normalize(jnp.asarray(episodes.obs)), action_bounds.normalize(jnp.asarray(episodes.action))
+    data = bc.Data(*W.gather(*flat, table))
+    policy = make_policy(CONFIG, Dims(4, 2))
+    config = bc.BCConfig(epochs_per_call=40, batch=256, total_steps=400, warmup_steps=10)
+    state = bc.init(jax.random.key(0), config, policy, 4)
+    update = bc.Update(config, policy)
+    losses = []
+    for _ in range(2):
+        state, metrics = update(state, (data, jax.tree.map(lambda x: x[:256], data)))
+        losses.append(float(metrics["loss/validation"]))
+    assert update.cache_size() == 1
+    return Bundle(state.ema, obs_bounds, action_bounds), losses
+
+
+@pytest.fixture(scope="session")
+def vector():
+    return AutoReset(Chunked(Toy(STEPS), TE))
+
+
+@pytest.fixture(scope="session")
+def updated(planner, vector):
+    """The update, a first state, the state and metrics after one iteration (all on the host)."""
+    bundle, _ = planner
+    update = dppo.Update(DPPO, make_policy(CONFIG, Dims(4, 2)), vector)
+
+    def make():
+        return dppo.init(jax.random.key(1), DPPO, update.policy, bundle, vector, vector.default_params())
+
+    state, metrics = update(make(), vector.default_params())
+    return update, make, jax.device_get(state), jax.device_get(metrics)
+
+
+def regret(vector, bundle, base=None, tuned_steps=0):
+    """Mean of (optimal return - return) over 256 episodes."""
+    actor, params = Actor(CONFIG, Dims(4, 2), tuned_steps), vector.default_params()
+    key = jax.random.key(99)
+
+    @jax.jit
+    def run(bundle, base):
+        def act(obs, keys):
+            return actor.act(bundle, base, obs["actor"], keys)
+
+        return first_episodes(vector, act, key, jnp.arange(256), params, STEPS)
+
+    starts = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.split(key, 3)[1], jnp.arange(256))
+    error = vector.reset(starts, params).obs["actor"][:, :2]
+    result = run(bundle, base)
+    assert bool(result.ended.all())
+    return float((optimal_return(error, STEPS) - result.returns).mean())
+
+
+def test_imitation_lowers_the_loss(planner):
+    _, losses = planner
+    assert losses[1] < losses[0] < 0.9
+
+
+def test_first_ratio_is_exactly_one_and_compiles_once(updated):
+    update, make, _, metrics = updated
+    assert metrics["policy/first_ratio_error"] == 0.0
+    state = make()
+    for _ in range(2):
+        state, _ = update(state, Toy(STEPS).default_params())
+    assert update.cache_size() == 1
+
+
+def test_resume_is_exact(updated):
+    update, make, after_one, _ = updated
+    params = Toy(STEPS).default_params()
+    straight = make()
+    for _ in range(2):
+        straight, _ = update(straight, params)
+    resumed, _ = update(jax.tree.map(jnp.asarray, after_one), params)
+    for a, b in zip(jax.tree.leaves(straight.params), jax.tree.leaves(resumed.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dppo_comes_near_the_optimum(planner, vector, updated):
+    update, make, _, _ = updated
+    bundle, _ = planner
+    before = regret(vector, bundle)
+    state, params = make(), vector.default_params()
+    for _ in range(40):
+        state, metrics = update(state, params)
+    after = regret(vector, bundle.replace(weights=state.params["actor"]), bundle.weights, DPPO.tuned_steps)
+    assert before > 1.0  # the demonstrator is clumsy, and so is its imitator
+    assert after < 0.35 * before
+    assert metrics["guard/diverged"] == 0 and metrics["value/explained_variance"] > 0.5
+    for a, b in zip(jax.tree.leaves(state.base.weights), jax.tree.leaves(bundle.weights), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_one_and_four_devices_agree(planner, vector):
+    bundle, _ = planner
+    config = dataclasses.replace(DPPO, num_envs=16, unroll_length=8)
+    policy, params = make_policy(CONFIG, Dims(4, 2)), vector.default_params()
+    results = []
+    for devices in (1, 4):
+        mesh = parallel.make_mesh(devices)
+        state = dppo.init(jax.random.key(1), config, policy, bundle, vector, params, mesh)
+        state, metrics = dppo.Update(config, policy, vector, mesh)(state, params)
+        results.append(jax.device_get((state.params, metrics["policy/kl_last"])))
+    for other in results[1:]:
+        for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
+
+
+def test_clip_schedule():
+    config = dppo.DPPOConfig(clip_base=0.001, clip=0.01, tuned_steps=10)
+    want = [0.0010, 0.0012, 0.0015, 0.0018, 0.0023, 0.0030, 0.0040, 0.0054, 0.0073, 0.0100]
+    np.testing.assert_allclose(dppo.clip_schedule(config), want, atol=6e-5)
+    np.testing.assert_allclose(dppo.clip_schedule(dataclasses.replace(config, tuned_steps=1)), [0.01])
+
+
+def test_bad_layouts_are_refused(planner, vector):
+    policy = make_policy(CONFIG, Dims(4, 2))
+    with pytest.raises(ConfigError, match="tuned_steps=9"):
+        dppo.Update(dataclasses.replace(DPPO, tuned_steps=9), policy, vector)
+    with pytest.raises(ConfigError, match="minibatches=7"):
+        dppo.Update(dataclasses.replace(DPPO, minibatches=7), policy, vector)
+    with pytest.raises(ConfigError, match="executed"):
+        dppo.Update(DPPO, policy, AutoReset(Chunked(Toy(STEPS), 3)))
+
+
+def test_a_bimodal_target_keeps_both_modes():
+    """From one observation the demonstrations go left or right; so does the imitator, and never straight on."""
+    rng = np.random.default_rng(0)
+    side = rng.choice([-0.7, 0.7], size=1024)
+    chunk = jnp.asarray(side[:, None, None] + 0.03 * rng.normal(size=(1024, 2, 2)), jnp.float32)
+    data = bc.Data(obs=jnp.zeros((1024, 4)), chunk=chunk)
+    policy = make_policy(CONFIG, Dims(4, 2))
+    config = bc.BCConfig(epochs_per_call=400, batch=256, total_steps=1600, warmup_steps=10)
+    state, _ = bc.Update(config, policy)(bc.init(jax.random.key(0), config, policy, 4), (data, data))
+    sample = np.asarray(policy.sample(state.ema, jnp.zeros((512, 4)), jax.random.key(1))).mean((1, 2))
+    assert 0.3 < (sample > 0).mean() < 0.7
+    assert (np.abs(np.abs(sample) - 0.7) < 0.2).mean() > 0.9
