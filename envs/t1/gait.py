@@ -62,10 +62,10 @@ class GaitConfig:
     capture_max: float = 0.25
     hurry: float = 0.32
     stumble: float = 0.25
-    climb_slowdown: float = 2.6
+    climb_slowdown: float = 4.0
     climb_pull: float = 0.9
-    climb_lift: float = 0.35
-    climb_land: float = 0.7
+    climb_lift: float = 0.3
+    climb_land: float = 0.75
     climb_ahead: float = 0.05
     ledge_ahead: float = 0.125
     ledge_behind: float = 0.105
