@@ -69,6 +69,18 @@ COMMANDS = (
         "train.controller:run_eval",
     ),
     Command(
+        "collect",
+        "Collect demonstrations of a task's heuristic expert.",
+        "train.task_args:CollectArgs",
+        "train.collect:run_collect",
+    ),
+    Command(
+        "eval",
+        "Success of a planner, or of the expert, on a task.",
+        "train.task_args:EvalArgs",
+        "train.evaluate:run_eval",
+    ),
+    Command(
         "bench",
         "Run a benchmark scenario.",
         "train.args:BenchArgs",
@@ -244,7 +256,7 @@ def _write(out: Path, record: dict[str, Any]) -> None:
 
 def _input_errors() -> tuple[type[BaseException], ...]:
     """Exceptions that mean a bad argument or input file; those of modules not loaded cannot have been raised."""
-    named = (("rdp_jax.runs", "RunError"), ("rdp_jax.checkpoint", "CheckpointError"))
+    named = (("rdp_jax.runs", "RunError"), ("rdp_jax.checkpoint", "CheckpointError"), ("rdp_jax.data.episodes", "DataError"))
     found = [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]
     files = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, json.JSONDecodeError)
     return (ConfigError, *files, *found)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 from flax import struct
 
@@ -32,7 +33,7 @@ from envs.physics import make_physics
 from envs.physics.base import ModelParams, PhysicsState
 from envs.randomize import NOTHING, Ranges, Targets, sample_model_params
 from envs.t1 import gait, rotations
-from envs.t1.model import PHYSICS_DT, load_model, scene
+from envs.t1.model import PHYSICS_DT, Scene, load_model, objects_of, scene
 from rdp_jax.config import ConfigError
 
 Array = jax.Array
@@ -59,6 +60,7 @@ class ControlParams:
       stagger: `()` largest age of a fresh episode, as a share of its length.
       weights: reward name -> multiplier (a curriculum's handle).
       partner: parameters of the other part's frozen policy, or None.
+      world: parameters of the `World`, or None.
     """
 
     ranges: Ranges
@@ -75,6 +77,7 @@ class ControlParams:
     stagger: Array
     weights: Mapping[str, Array]
     partner: Any = None
+    world: Any = None
 
 
 def nominal_params(partner: Any = None) -> ControlParams:
@@ -130,6 +133,24 @@ def training_params(partner: Any = None, weights: Mapping[str, Array] | None = N
 
 def _arrays(ranges: Ranges) -> Ranges:
     return jax.tree.map(jnp.float32, ranges)
+
+
+class World(Protocol):
+    """A scene of somebody else's making, with objects in it; `params` below is `ControlParams.world`."""
+
+    scene: Scene
+
+    def build(self) -> mujoco.MjSpec:
+        """The scene's model, physics step and solver included."""
+        ...
+
+    def arrange(self, key: Array, qpos: Array, params: Any) -> Array:
+        """Start of an episode: `qpos` (robot standing at the origin) -> robot and objects where they belong."""
+        ...
+
+    def vary(self, key: Array, model: ModelParams, params: Any) -> ModelParams:
+        """Adds the objects' variation to an episode's physics parameters."""
+        ...
 
 
 @struct.dataclass
@@ -201,6 +222,7 @@ class ControlEnv:
       partner: `(partner parameters, {"actor": obs}) -> action` of the part that is not trained; unused for `whole` and while
         `ControlParams.partner` is None.
       process: makes what draws and advances the commands; its state, `ControlTask.commands`, is the process's own.
+      world: takes the place of the config's scene.
     """
 
     def __init__(
@@ -208,17 +230,26 @@ class ControlEnv:
         config: ControlConfig | None = None,
         partner: Callable[[Any, Mapping[str, Array]], Array] | None = None,
         process: Callable[[Controller, CommandRanges], Any] = CommandProcess,
+        world: World | None = None,
     ):
         self.config = config or ControlConfig()
-        self.scene = scene(self.config.scene)
-        model = load_model(self.config.scene, self.config.physics_dt)
+        self.world = world
+        if world is None:
+            self.scene = scene(self.config.scene)
+            model = load_model(self.config.scene, self.config.physics_dt)
+        else:
+            self.scene = world.scene
+            spec = world.build()
+            spec.option.timestep = self.config.physics_dt
+            model = spec.compile()
         self.substeps = round(CONTROL_DT / self.config.physics_dt)
         self.physics = make_physics(model, self.config.backend)
         self.controller = Controller(model, self.scene, self.config.controller)
         self.process = process(self.controller, self.config.commands)
         self.carry = CarryProcess(self.controller, self.scene.box, self.config.commands) if self.scene.box else None
+        self.model = model
         self.targets = Targets.from_model(
-            model, payload_bodies=("left_payload", "right_payload"), fixed_bodies=("box",) if self.scene.box else ()
+            model, payload_bodies=("left_payload", "right_payload"), fixed_bodies=objects_of(model)
         )
         self.partner = partner
         self._range = np.concatenate([self.controller.leg_range, self.controller.arm_range]).astype(np.float32)
@@ -234,7 +265,7 @@ class ControlEnv:
             "whole": (legs + hands, legs_critic + hands_critic, LEGS + ARMS),
         }[self.config.part]
         self.spec = EnvSpec(
-            name=f"control_{self.config.part}_{self.config.scene}",
+            name=f"control_{self.config.part}_{self.scene.name}",
             obs_dims={"actor": actor, "critic": critic, "legs": legs, "hands": hands},
             action_dim=action,
             control_dt=CONTROL_DT,
@@ -271,7 +302,7 @@ class ControlEnv:
         qpos = jnp.asarray(robot.stand_qpos, jnp.float32)
         offset = gait.turn(place[2], qpos[:2])
         arms = self.process._posture(k2)
-        still = jax.random.uniform(k3) < 0.3
+        still = (jax.random.uniform(k3) < 0.3) | (self.world is not None)
         arms = jnp.where(still, self.controller.stand_arm, arms)
         carrying = jnp.array(False)
         if self.carry is not None:
@@ -287,6 +318,8 @@ class ControlEnv:
             held = qpos[:3] + jnp.append(gait.turn(place[2], jnp.asarray(CARRY_START[:2])), CARRY_START[2])
             pose = jnp.concatenate([held, qpos[3:7]])
             qpos = qpos.at[self._box].set(jnp.where(carrying, pose, qpos[self._box]))
+        if self.world is not None:
+            qpos = self.world.arrange(jax.random.fold_in(kp, 1), qpos, params.world)
 
         randomized = jax.random.uniform(ks) < params.share
         ranges = jax.tree.map(lambda r, n: jnp.where(randomized, r, n), params.ranges, _arrays(NOTHING))
@@ -295,6 +328,8 @@ class ControlEnv:
             heavy = jax.random.uniform(jax.random.fold_in(km, 1), minval=params.box_mass[0], maxval=params.box_mass[1])
             weight = jnp.where(carrying, heavy / self._box_mass, 1.0)
             model = model.replace(body_mass=model.body_mass.at[self._box_body].set(weight))
+        if self.world is not None:
+            model = self.world.vary(jax.random.fold_in(km, 2), model, params.world)
         physics = self.physics.init(qpos, qvel, model)
         measured = self.controller.measure(physics)
         commands, command = self._commanded(carrying, lambda process: process.start(kc, arms))
@@ -383,7 +418,8 @@ class ControlEnv:
         speed = params.push[0] + speed * (params.push[1] - params.push[0])
         kick = jnp.where(pushed, speed, 0.0) * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
         physics = state.physics.replace(qvel=state.physics.qvel.at[:2].add(kick))
-        physics = self.physics.step(physics, applied, self.substeps, task.model)
+        held = getattr(task.commands, "eq_active", None)
+        physics = self.physics.step(physics, applied, self.substeps, task.model, eq_active=held)
 
         measured = controller.measure(physics)
         lowest = jnp.min(measured.feet[:, 2])

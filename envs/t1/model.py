@@ -172,6 +172,12 @@ def ground_height(scene_: Scene, x, y):
     return h
 
 
+def objects_of(model: mujoco.MjModel) -> tuple[str, ...]:
+    """Names of the bodies that are not the robot's: those outside the subtree of its trunk."""
+    root = int(model.jnt_bodyid[model.joint("root").id])
+    return tuple(model.body(i).name for i in range(1, model.nbody) if model.body_rootid[i] != model.body_rootid[root])
+
+
 def mass_of(model: mujoco.MjModel) -> float:
     """Total mass of all bodies [kg]."""
     return float(np.sum(model.body_mass))

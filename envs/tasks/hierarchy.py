@@ -1,0 +1,279 @@
+"""The planner's environment: a task, the 50 Hz controller under it, one action every 0.1 s.
+
+The controller's parameters are part of `params`, so joint training changes them without a new compile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs.control.controller import Command
+from envs.control.env import ControlConfig, ControlEnv, ControlParams, nominal_params
+from envs.core import EnvSpec, State
+from envs.tasks.base import PLANNER_DT, Task, View
+from envs.tasks.command import ACTION_DIM, TICKS, PlannedProcess, decode
+from envs.t1 import gait, rotations
+from rdp_jax.config import ConfigError
+
+Array = jax.Array
+Act = Callable[[Any, Mapping[str, Array]], Array]
+
+ROBOT_LAYOUT = {
+    "left_hand": 9,
+    "right_hand": 9,
+    "left_foot": 5,
+    "right_foot": 5,
+    "gripper": 2,
+    "gravity": 3,
+}
+"""One frame: palm poses (position, 6-D rotation) and foot poses (position, cos and sin of the heading) in the trunk and heading
+frame, gripper commands, gravity in the trunk frame.  The task's `object_layout` follows."""
+PRIVILEGED_LAYOUT = {"base_velocity": 3, "gyro": 3, "command": 3, "gait": 4, "friction": 1, "time_left": 1, "stage": 1}
+
+
+@struct.dataclass
+class PlannerParams:
+    """Numbers that may change between calls without a new compile.
+
+    Attributes:
+      controller: `{"legs", "hands"}` parameters of the two policies.
+      control: disturbances of robot and model (`ControlParams`); its `world` holds the task's own numbers.
+      object_noise: `()` standard deviation added to what is seen of objects [m, and 6-D units].
+      object_late: `()` share of episodes in which objects are seen one frame (0.1 s) late.
+    """
+
+    controller: Mapping[str, Any]
+    control: ControlParams
+    object_noise: Array
+    object_late: Array
+
+
+@struct.dataclass
+class PlannerTask:
+    """What the planner's environment remembers.
+
+    Attributes:
+      inner: state of the controller's environment, its physics left out (it is the outer state's).
+      world: the task's own state.
+      history: `(H, frame)` oldest first; seen `(objects,)` what was seen of objects last.
+      late: `()` bool, objects are seen one frame late in this episode.
+      step: `()` int32 actions since the start; stage `()` int32 furthest stage reached.
+    """
+
+    inner: State
+    world: Any
+    history: Array
+    seen: Array
+    late: Array
+    step: Array
+    stage: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class HierarchyConfig:
+    """Static settings: physics backend, seconds per physics step, observation frames H."""
+
+    backend: str = "auto"
+    physics_dt: float = 0.005
+    history: int = 8
+
+
+class Hierarchy:
+    """`envs.core.Env` of a planner.
+
+    Args:
+      task: see `envs.tasks.base.Task`.
+      act: `(parameters, {"actor": obs}) -> action` of a controller policy.
+      config: static settings.
+    """
+
+    def __init__(self, task: Task, act: Act, config: HierarchyConfig | None = None):
+        self.task, self.act, self.config = task, act, config or HierarchyConfig()
+        if not 1 <= self.config.history <= 64:
+            raise ConfigError("history", self.config.history, "1 .. 64")
+        self.control = ControlEnv(
+            ControlConfig(
+                part="whole", backend=self.config.backend, physics_dt=self.config.physics_dt, episode_s=3600.0
+            ),
+            process=lambda controller, ranges: PlannedProcess(controller, ranges, task.neq),
+            world=task,
+        )
+        self.physics, self.process = self.control.physics, self.control.process
+        self.task.bind(self.control.model)
+        self.frame_layout = {**ROBOT_LAYOUT, **task.object_layout}
+        self.frame_dim = sum(self.frame_layout.values())
+        privileged = sum(PRIVILEGED_LAYOUT.values()) + sum(task.privileged_layout.values())
+        self.spec = EnvSpec(
+            name=task.name,
+            obs_dims={"actor": self.config.history * self.frame_dim, "critic": self.frame_dim + privileged},
+            action_dim=ACTION_DIM,
+            control_dt=PLANNER_DT,
+            episode_steps=round(task.seconds / PLANNER_DT),
+        )
+
+    def default_params(self, controller: Mapping[str, Any]) -> PlannerParams:
+        """Nominal robot, the task's nominal starts and objects; `controller` as in `PlannerParams`."""
+        control = nominal_params().replace(world=self.task.default_params())
+        return PlannerParams(controller, control, jnp.float32(0.0), jnp.float32(0.0))
+
+    # --- reset and step --------------------------------------------------------------------------------------------------
+
+    def reset(self, key: Array, params: PlannerParams) -> State:
+        """Standing somewhere in front of the task."""
+        key, inner_key, late_key, noise_key = jax.random.split(key, 4)
+        inner = self.control.reset(inner_key, params.control)
+        view = self._view(inner)
+        world = self.task.start(view)
+        seen = self._see(world, view, params, noise_key)
+        frame = jnp.concatenate([self._robot_frame(view, inner.task.command), seen])
+        task = PlannerTask(
+            inner=inner.replace(physics=()),
+            world=world,
+            history=jnp.tile(frame, (self.config.history, 1)),
+            seen=seen,
+            late=jax.random.uniform(late_key) < params.object_late,
+            step=jnp.int32(0),
+            stage=jnp.int32(0),
+        )
+        no, zero = jnp.array(False), jnp.float32(0.0)
+        metrics = {name: zero for name in METRICS}
+        return State(inner.physics, self._observe(task, view), zero, no, no, metrics, key, task)
+
+    def step(self, state: State, action: Array, params: PlannerParams) -> State:
+        """Executes `action (23,)` for 0.1 s; see `envs.tasks.command.ACTION_LAYOUT`."""
+        return self.step_recorded(state, action, params, None)[0]
+
+    def step_recorded(
+        self, state: State, action: Array, params: PlannerParams, noise: Array | None
+    ) -> tuple[State, dict[str, Array]]:
+        """As `step`, with `noise (TICKS, 26)` added to the controller's actions (None for none).
+
+        Returns:
+          The state, and what the controller's learner wants of each tick, `(TICKS, ...)`: the observation groups `legs` and
+          `hands`, the critics' group, the `action (26,)` taken, the tracking `reward` and `terminated`.
+        """
+        key, noise_key = jax.random.split(state.key)
+        inner = state.task.inner.replace(physics=state.physics)
+        commands = self.process.ask(inner.task.commands, decode(action))
+        # The first tick of the action already follows it: the command is what the controller refers to next.
+        inner = inner.replace(task=inner.task.replace(commands=commands))
+        deviations = jnp.zeros((TICKS, 26)) if noise is None else noise
+
+        def tick(carry, deviation):
+            inner, world = carry
+            legs = self.act(params.controller["legs"], {"actor": inner.obs["legs"]})
+            hands = self.act(params.controller["hands"], {"actor": inner.obs["hands"]})
+            chosen = jnp.concatenate([legs, hands]) + deviation
+            after = self.control.step(inner, chosen, params.control)
+            world, held = self.task.tick(world, self._view(after))
+            if held is not None:
+                commands = after.task.commands.replace(eq_active=held)
+                after = after.replace(task=after.task.replace(commands=commands))
+            record = {
+                "legs": inner.obs["legs"],
+                "hands": inner.obs["hands"],
+                "critic": inner.obs["critic"],
+                "action": chosen,
+                "reward": after.reward,
+                "terminated": after.terminated,
+            }
+            kept = {name: after.metrics[name] for name in TRACKING}
+            return (after, world), (record, kept, after.terminated)
+
+        (inner, world), (record, tracking, fell) = jax.lax.scan(tick, (inner, state.task.world), deviations)
+        view = self._view(inner)
+        world = self.task.advance(world, view)
+        seen = self._see(world, view, params, noise_key)
+        shown = jnp.where(state.task.late, state.task.seen, seen)
+        frame = jnp.concatenate([self._robot_frame(view, inner.task.command), shown])
+        stage = jnp.maximum(state.task.stage, self.task.stage(world, view))
+        task = PlannerTask(
+            inner=inner.replace(physics=()),
+            world=world,
+            history=jnp.concatenate([state.task.history[1:], frame[None]]),
+            seen=seen,
+            late=state.task.late,
+            step=state.task.step + 1,
+            stage=stage,
+        )
+        fall = jnp.any(fell)
+        success = self.task.success(world, view) & ~fall
+        drop = self.task.failure(world, view) & ~fall & ~success
+        speed = jnp.linalg.norm(self.control._hand_velocity(inner.physics) - inner.physics.qvel[:3], axis=-1).mean()
+        metrics = {
+            "success": success,
+            "fall": fall,
+            "drop": drop,
+            "stage": stage,
+            "hand_speed_mps": speed,
+            **{TRACKING[name]: tracking[name].mean() for name in TRACKING},
+        }
+        after = State(
+            physics=inner.physics,
+            obs=self._observe(task, view),
+            reward=success.astype(jnp.float32),
+            terminated=success | fall | drop,
+            truncated=task.step >= self.spec.episode_steps,
+            metrics={name: jnp.asarray(metrics[name], jnp.float32) for name in METRICS},
+            key=key,
+            task=task,
+        )
+        return after, record
+
+    # --- what is seen ----------------------------------------------------------------------------------------------------
+
+    def _view(self, inner: State) -> View:
+        return View(inner.physics, self.control.controller.measure(inner.physics), inner.task.model)
+
+    def view(self, state: State) -> View:
+        """The world of an outer state, exact (for experts and reports)."""
+        return self._view(state.task.inner.replace(physics=state.physics))
+
+    def _see(self, world: Any, view: View, params: PlannerParams, key: Array) -> Array:
+        exact = self.task.objects(world, view)
+        return exact + params.object_noise * jax.random.normal(key, exact.shape)
+
+    def _robot_frame(self, view: View, command: Command) -> Array:
+        """One frame of the robot, in the order of `ROBOT_LAYOUT`."""
+        m = view.measured
+        hands = jnp.concatenate([m.hand_pos, rotations.mat_to_6d(m.hand_rot)], axis=-1)
+
+        def foot(pose):
+            xy = gait.turn(-m.base[3], pose[:2] - m.base[:2])
+            yaw = pose[3] - m.base[3]
+            return jnp.stack([xy[0], xy[1], pose[2] - m.base[2], jnp.cos(yaw), jnp.sin(yaw)])
+
+        feet = [foot(m.feet[i]) for i in range(2)]
+        return jnp.concatenate([hands.reshape(-1), *feet, command.gripper, m.gravity])
+
+    def _observe(self, task: PlannerTask, view: View) -> dict[str, Array]:
+        g = task.inner.task.controller.gait
+        velocity = gait.turn(-view.measured.base[3], view.measured.base_velocity[:2])
+        left = 1.0 - task.step.astype(jnp.float32) / self.spec.episode_steps
+        phase = task.inner.task.controller.references.phase
+        clock = jnp.stack([g.walking.astype(jnp.float32), g.swing.astype(jnp.float32), phase, phase * (1.0 - phase)])
+        privileged = [
+            velocity,
+            view.measured.base_velocity[2:],
+            view.measured.gyro,
+            task.inner.task.command.velocity,
+            clock,
+            view.model.friction[None],
+            left[None],
+            task.stage.astype(jnp.float32)[None],
+            self.task.privileged(task.world, view),
+        ]
+        return {"actor": task.history.reshape(-1), "critic": jnp.concatenate([task.history[-1], *privileged])}
+
+
+TRACKING = {
+    "hand/position_error_m": "hand_position_error_m",
+    "hand/orientation_error_rad": "hand_orientation_error_rad",
+}
+METRICS = ("success", "fall", "drop", "stage", "hand_speed_mps", *TRACKING.values())

@@ -1,0 +1,223 @@
+"""Playing episodes of a task from fresh starts, with an expert or a planner, and what came of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.core import State
+from envs.tasks.hierarchy import METRICS, Hierarchy
+from rdp_jax.planner import Actor, Bundle
+from train import output
+
+Array = jax.Array
+EVALUATION_STREAM = 0xE7A1
+"""Folded into the seed of every evaluation; no training does, so their starts are disjoint."""
+MEANS = ("hand_position_error_m", "hand_orientation_error_rad", "hand_speed_mps")
+
+
+class Player(Protocol):
+    """Who chooses the actions: batched, pure."""
+
+    def start(self, key: Array, states: State) -> Any:
+        """Memory at the start of `(B,)` episodes."""
+        ...
+
+    def act(self, memory: Any, states: State, params: Any) -> tuple[Any, Array]:
+        """New memory, and actions `(B, Da)` for one environment step; `params` is the player's own pytree."""
+        ...
+
+
+class ExpertPlayer:
+    """A heuristic expert, vectorised."""
+
+    def __init__(self, expert: Any):
+        self.expert = expert
+
+    def start(self, key: Array, states: State) -> Any:
+        """Habits of each episode."""
+        return jax.vmap(self.expert.start)(jax.random.split(key, states.reward.shape[0]), states)
+
+    def act(self, memory: Any, states: State, params: Any) -> tuple[Any, Array]:
+        """One action per episode."""
+        del params
+        return jax.vmap(self.expert.act)(memory, states)
+
+
+class PlannerPlayer:
+    """A diffusion (or other) planner: a new chunk every `Te` steps, executed open loop; `params` is `(bundle, base)`."""
+
+    def __init__(self, actor: Actor, explore: bool = False):
+        self.actor, self.explore = actor, explore
+
+    def start(self, key: Array, states: State) -> Any:
+        """No chunk yet."""
+        count, config = states.reward.shape[0], self.actor.config
+        keys = jax.random.split(key, count)
+        return keys, jnp.int32(0), jnp.zeros((count, config.executed, self.actor.dims.action))
+
+    def act(self, memory: Any, states: State, params: tuple[Bundle, Any]) -> tuple[Any, Array]:
+        """The next action of the present chunk."""
+        keys, index, chunk = memory
+
+        def plan(_):
+            now = jax.vmap(lambda k: jax.random.fold_in(k, index))(keys)
+            return self.actor.act(*params, states.obs["actor"], now, self.explore).reshape(chunk.shape)
+
+        chunk = jax.lax.cond(index % chunk.shape[1] == 0, plan, lambda _: chunk, None)
+        return (keys, index + 1, chunk), chunk[:, index % chunk.shape[1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """Outcome of `E` episodes, on the host.
+
+    Attributes:
+      success, fall, drop: `(E,)` bool; none of them: time ran out.
+      steps: `(E,)` int32 environment steps; stage `(E,)` int32 furthest stage reached.
+      means: name -> `(E,)` mean over the steps.
+      seed: `(E,)` int64 number of the episode.
+      frames, actions, qpos: `(steps, E, ...)` if recorded; entries beyond an episode's `steps` mean nothing.
+    """
+
+    success: np.ndarray
+    fall: np.ndarray
+    drop: np.ndarray
+    steps: np.ndarray
+    stage: np.ndarray
+    means: dict[str, np.ndarray]
+    seed: np.ndarray
+    frames: np.ndarray | None = None
+    actions: np.ndarray | None = None
+    qpos: np.ndarray | None = None
+
+    @staticmethod
+    def join(parts: list[Played]) -> Played:
+        """All episodes; recordings are dropped."""
+        names = ("success", "fall", "drop", "steps", "stage", "seed")
+        return Played(
+            **{name: np.concatenate([getattr(p, name) for p in parts]) for name in names},
+            means={name: np.concatenate([p.means[name] for p in parts]) for name in MEANS},
+        )
+
+
+class Theatre:
+    """Plays batches of episodes of one environment with one kind of player; compiled once.
+
+    Args:
+      env: the environment.
+      player: who plays.
+      record: keep frames, actions and qpos of every step.
+      block: environment steps per compiled call.
+    """
+
+    def __init__(self, env: Hierarchy, player: Player, record: bool = False, block: int = 8):
+        self.env, self.player, self.record, self.block = env, player, record, block
+        self._reset = jax.jit(jax.vmap(env.reset, in_axes=(0, None)))
+        self._start = jax.jit(player.start)
+        self._advance = jax.jit(self._steps, donate_argnums=0)
+
+    def _steps(self, carry: Any, env_params: Any, player_params: Any) -> tuple[Any, Any]:
+        def one(carry, _):
+            states, memory, ended, metrics, sums, count = carry
+            memory, action = self.player.act(memory, states, player_params)
+            after = jax.vmap(self.env.step, in_axes=(0, 0, None))(states, action, env_params)
+            broken = after.physics.diverged
+            live = ~ended
+            metrics = {name: jnp.where(live, after.metrics[name], metrics[name]) for name in METRICS}
+            metrics["fall"] = jnp.where(live & broken, 1.0, metrics["fall"])
+            sums = {name: sums[name] + jnp.where(live, after.metrics[name], 0.0) for name in MEANS}
+            seen = (self._frame(states), action, states.physics.qpos) if self.record else ()
+            ended = ended | after.terminated | after.truncated | broken
+            return (after, memory, ended, metrics, sums, count + live), seen
+
+        return jax.lax.scan(one, carry, None, length=self.block)
+
+    def _frame(self, states: State) -> Array:
+        return states.task.history[:, -1]
+
+    def play(self, key: Array, numbers: np.ndarray, env_params: Any, player_params: Any = None) -> Played:
+        """Episodes `numbers (E,)`: each depends on `key` and its number alone, whatever else is in the batch."""
+        start_key, play_key = jax.random.split(key)
+        indices = jnp.asarray(numbers, jnp.uint32)
+        states = self._reset(jax.vmap(jax.random.fold_in, (None, 0))(start_key, indices), env_params)
+        memory = self._start(jax.random.fold_in(play_key, int(numbers[0])), states)
+        count = len(numbers)
+        zero = jnp.zeros(count)
+        carry = (
+            states,
+            memory,
+            jnp.zeros(count, bool),
+            dict.fromkeys(METRICS, zero),
+            dict.fromkeys(MEANS, zero),
+            jnp.zeros(count, jnp.int32),
+        )
+        carry = jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
+        recorded: list[Any] = []
+        for _ in range(0, self.env.spec.episode_steps, self.block):
+            carry, seen = self._advance(carry, env_params, player_params)
+            if self.record:
+                recorded.append(jax.device_get(seen))
+            if bool(carry[2].all()):
+                break
+        _, _, _, metrics, sums, steps = jax.device_get(carry)
+        tracks: list[Any] = [None] * 3
+        if self.record:
+            tracks = [np.concatenate([part[i] for part in recorded]) for i in range(3)]
+        return Played(
+            success=metrics["success"] > 0.5,
+            fall=metrics["fall"] > 0.5,
+            drop=metrics["drop"] > 0.5,
+            steps=np.asarray(steps),
+            stage=metrics["stage"].astype(np.int32),
+            means={name: sums[name] / np.maximum(steps, 1) for name in MEANS},
+            seed=np.asarray(numbers, np.int64),
+            frames=tracks[0],
+            actions=tracks[1],
+            qpos=tracks[2],
+        )
+
+
+def evaluate(
+    theatre: Theatre,
+    seed: int,
+    trials: int,
+    env_params: Any,
+    player_params: Any = None,
+    at_once: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> Played:
+    """`trials` episodes of the evaluation stream of `seed`."""
+    key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
+    parts = []
+    for first in range(0, trials, at_once):
+        numbers = np.arange(first, min(first + at_once, trials))
+        parts.append(theatre.play(key, numbers, env_params, player_params))
+        if progress:
+            progress(first + len(numbers), trials)
+    return Played.join(parts)
+
+
+def report(env: Hierarchy, played: Played) -> dict[str, Any]:
+    """The figures that `rdp eval` prints."""
+    trials, won = len(played.success), int(played.success.sum())
+    lost = ~played.success
+    stages = env.task.stages
+    furthest = {stages[i]: int(np.sum(lost & (played.stage == i))) for i in range(len(stages))}
+    times = played.steps[played.success] * env.spec.control_dt
+    return {
+        "trials": trials,
+        "success_rate": won / trials,
+        "success_ci95": list(output.wilson(won, trials)),
+        "completion_time_s": float(times.mean()) if won else None,
+        "falls": int(played.fall.sum()),
+        "drops": int(played.drop.sum()),
+        "timeouts": int(np.sum(lost & ~played.fall & ~played.drop)),
+        **{name: float(values.mean()) for name, values in played.means.items()},
+        "failures_by_stage": {name: count for name, count in furthest.items() if count},
+    }

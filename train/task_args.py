@@ -1,0 +1,134 @@
+"""Arguments of the commands about tasks: collect, pretrain, finetune, eval."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rdp_jax.algos.bc import BCConfig
+from rdp_jax.algos.dppo import DPPOConfig
+from rdp_jax.config import ConfigError, chosen, ranged
+from rdp_jax.diffusion.schedule import DiffusionConfig
+from rdp_jax.nets.build import NetConfig
+from rdp_jax.planner import PlannerConfig
+from train.args import Common, Resumable, input_file, optional, said
+
+TASKS = ("pickup",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskFlags(Common):
+    """Flags of every command that plays a task."""
+
+    task: str = chosen("pickup", TASKS, "task")
+    start_range: float = ranged(1.0, 0.0, 10.0, "spread of the starts; 1 is nominal, more is out of distribution")
+    physics_dt: float = ranged(0.005, 0.002, 0.01, "physics step; a divisor of the 0.02 s control step", "s")
+    legs: Path | None = input_file("weights of the leg policy (.safetensors); left out: the shipped ones")
+    hands: Path | None = input_file("weights of the hand policy (.safetensors); left out: the shipped ones")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CollectArgs(TaskFlags):
+    """Collect demonstrations of the heuristic expert, successes only, into `--out`/episodes.safetensors."""
+
+    episodes: int = ranged(50, 1, 10**7, "successful episodes to keep")
+    resume: bool = said(False, "go on from what --out holds already")
+
+    def check(self) -> None:
+        super().check()
+        if self.out is None:
+            raise ConfigError("out", None, "a directory for the demonstrations")
+        if self.resume and not self.out.is_dir():
+            raise ConfigError("resume", self.resume, "only with --out naming an existing directory")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalArgs(TaskFlags):
+    """Success of a planner, of the expert, or of the weights shipped for a task, over fresh starts."""
+
+    run: Path | None = said(None, "run directory (or planner file) to judge; left out: the shipped planner")
+    which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")
+    trials: int = ranged(256, 1, 10**7, "episodes")
+
+
+def task_planner() -> PlannerConfig:
+    """The planner of the T1 tasks: a small DiT, five DDIM steps of a hundred."""
+    return PlannerConfig(
+        net=NetConfig(kind="dit", width=96, depth=3, heads=4, sizes=(256, 256, 256), activation="mish"),
+        diffusion=DiffusionConfig(steps=100, sampler="ddim", ddim_steps=5, min_std=0.05),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainArgs(Resumable, TaskFlags):
+    """Imitate demonstrations."""
+
+    data: Path | None = said(None, "demonstrations: a file, or a directory that `rdp collect` wrote")
+    net: str = chosen("dit", ("dit", "mlp", "unet", "lstm", "gaussian-mlp"), "kind of planner")
+    demonstrations: int | None = optional(1, 10**7, "use that many episodes; left out: all")
+    minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
+    epochs: int = ranged(200, 1, 10**7, "passes over the data")
+    validation: float = ranged(0.04, 0.0, 0.9, "share of episodes kept for validation")
+    trials: int = ranged(64, 0, 10**7, "episodes of the closing evaluation; 0 for none")
+    planner: PlannerConfig = dataclasses.field(default_factory=task_planner)
+    bc: BCConfig = dataclasses.field(default_factory=BCConfig, metadata={"hidden": ("total_steps",)})
+
+    @classmethod
+    def defaults(cls, preset: str) -> PretrainArgs:
+        """The presets differ in nothing here."""
+        return cls(preset=preset)
+
+    def resolved(self) -> PretrainArgs:
+        """`--net` is the planner's kind of network."""
+        net = dataclasses.replace(self.planner.net, kind=self.net)
+        return dataclasses.replace(self, planner=dataclasses.replace(self.planner, net=net))
+
+    def check(self) -> None:
+        super().check()
+        if self.data is None or not self.data.exists():
+            raise ConfigError("data", None if self.data is None else str(self.data), "an existing file or directory")
+
+
+def task_dppo(preset: str) -> DPPOConfig:
+    """DPPO on the T1 tasks: sparse reward, all five steps tuned."""
+    common: dict[str, Any] = {
+        "tuned_steps": 5,
+        "gamma": 0.97,
+        "gamma_denoising": 0.9,
+        "epochs": 4,
+        "clip": 0.02,
+        "clip_base": 0.02,
+        "critic_warmup": 1,
+        "reward_scaling": False,
+        "max_grad_norm": 1.0,
+    }
+    if preset == "gpu":
+        return DPPOConfig(num_envs=2048, unroll_length=25, minibatches=20, reset_pool=1024, **common)
+    return DPPOConfig(num_envs=256, unroll_length=12, minibatches=8, reset_pool=256, **common)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneArgs(Resumable, TaskFlags):
+    """Fine-tune a planner by reinforcement learning; the controller stays as it is."""
+
+    algo: str = chosen("dppo", ("dppo", "gaussian-ppo"), "dppo for diffusion planners, gaussian-ppo for the others")
+    planner: Path | None = input_file("planner file to start from; left out: the shipped pre-trained one")
+    iterations: int = ranged(40, 1, 10**7, "iterations")
+    minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
+    trials: int = ranged(256, 0, 10**7, "episodes of the evaluations before and after; 0 for none")
+    dppo: DPPOConfig = dataclasses.field(
+        default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)}
+    )
+
+    @classmethod
+    def defaults(cls, preset: str) -> FinetuneArgs:
+        """What `--preset` stands for."""
+        dppo = task_dppo(preset)
+        return cls(preset=preset, num_envs=dppo.num_envs, dppo=dppo)
+
+    def resolved(self) -> FinetuneArgs:
+        """These arguments with `dppo.num_envs` equal to `num_envs`."""
+        if self.num_envs is None:
+            return dataclasses.replace(self, num_envs=self.dppo.num_envs)
+        return dataclasses.replace(self, dppo=dataclasses.replace(self.dppo, num_envs=self.num_envs))
