@@ -75,6 +75,18 @@ COMMANDS = (
         "train.collect:run_collect",
     ),
     Command(
+        "pretrain",
+        "Imitate demonstrations.",
+        "train.task_args:PretrainArgs",
+        "train.pretrain:run_pretrain",
+    ),
+    Command(
+        "finetune",
+        "Fine-tune a planner by reinforcement learning.",
+        "train.task_args:FinetuneArgs",
+        "train.finetune:run_finetune",
+    ),
+    Command(
         "eval",
         "Success of a planner, or of the expert, on a task.",
         "train.task_args:EvalArgs",
@@ -256,7 +268,11 @@ def _write(out: Path, record: dict[str, Any]) -> None:
 
 def _input_errors() -> tuple[type[BaseException], ...]:
     """Exceptions that mean a bad argument or input file; those of modules not loaded cannot have been raised."""
-    named = (("rdp_jax.runs", "RunError"), ("rdp_jax.checkpoint", "CheckpointError"), ("rdp_jax.data.episodes", "DataError"))
+    named = (
+        ("rdp_jax.runs", "RunError"),
+        ("rdp_jax.checkpoint", "CheckpointError"),
+        ("rdp_jax.data.episodes", "DataError"),
+    )
     found = [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]
     files = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, json.JSONDecodeError)
     return (ConfigError, *files, *found)

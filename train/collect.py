@@ -121,7 +121,7 @@ def _episodes(args: CollectArgs, env: Any, played: Played, tried: int, won: int)
         cut(played.actions),
         reward,
         [True] * len(index),
-        played.seed[index],
+        played.seed[index].tolist(),
         {"qpos": cut(played.qpos)},
         metadata,
     )

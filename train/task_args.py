@@ -117,9 +117,7 @@ class FinetuneArgs(Resumable, TaskFlags):
     iterations: int = ranged(40, 1, 10**7, "iterations")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     trials: int = ranged(256, 0, 10**7, "episodes of the evaluations before and after; 0 for none")
-    dppo: DPPOConfig = dataclasses.field(
-        default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)}
-    )
+    dppo: DPPOConfig = dataclasses.field(default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)})
 
     @classmethod
     def defaults(cls, preset: str) -> FinetuneArgs:

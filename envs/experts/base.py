@@ -111,7 +111,7 @@ def wander(memory: Memory) -> Memory:
 
 
 def walk_to(place: Array, base: Array, memory: Memory, fastest: Array | None = None) -> tuple[Array, Array]:
-    """Velocity command `(3,)` that walks the trunk to `place (3,)` (x, y, heading), and the error there `(3,)` in the base frame."""
+    """Velocity command `(3,)` that walks the trunk to `place (3,)` (x, y, heading); the error `(3,)` in the base frame."""
     limit = jnp.asarray([0.35, 0.14, 0.35]) if fastest is None else fastest
     c, s = jnp.cos(base[3]), jnp.sin(base[3])
     dx, dy = place[0] - base[0], place[1] - base[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -25,6 +27,7 @@ class PickupExpert:
 
     def __init__(self, env: Hierarchy):
         self.env = env
+        self.task: Any = env.task
 
     def start(self, key: Array, state: State) -> Memory:
         """Hands where they are."""
@@ -32,7 +35,7 @@ class PickupExpert:
 
     def act(self, memory: Memory, state: State) -> tuple[Memory, Array]:
         """One planner action."""
-        task, habits = self.env.task, memory.habits
+        task, habits = self.task, memory.habits
         view = self.env.view(state)
         pose = task.box_pose(view)
         box = view.local(pose[:3])

@@ -45,7 +45,7 @@ class View:
 
 
 class Task(Protocol):
-    """Static description of a task; all methods are pure and unbatched.  `world` is the task's own state, `params` its own numbers."""
+    """Static description of a task; methods are pure and unbatched.  `world` is the task's state, `params` its numbers."""
 
     name: str
     seconds: float

@@ -16,9 +16,9 @@ from flax import struct
 from envs.control.controller import Command
 from envs.control.env import ControlConfig, ControlEnv, ControlParams, nominal_params
 from envs.core import EnvSpec, State
+from envs.t1 import gait, rotations
 from envs.tasks.base import PLANNER_DT, Task, View
 from envs.tasks.command import ACTION_DIM, TICKS, PlannedProcess, decode
-from envs.t1 import gait, rotations
 from rdp_jax.config import ConfigError
 
 Array = jax.Array
@@ -142,7 +142,7 @@ class Hierarchy:
             stage=jnp.int32(0),
         )
         no, zero = jnp.array(False), jnp.float32(0.0)
-        metrics = {name: zero for name in METRICS}
+        metrics = dict.fromkeys(METRICS, zero)
         return State(inner.physics, self._observe(task, view), zero, no, no, metrics, key, task)
 
     def step(self, state: State, action: Array, params: PlannerParams) -> State:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -11,7 +13,6 @@ from flax import struct
 from envs.physics.base import ModelParams
 from envs.t1 import gait, rotations
 from envs.t1.model import Scene, build_spec
-
 from envs.tasks import objects
 from envs.tasks.base import PLANNER_DT, View
 
@@ -31,7 +32,8 @@ class Start:
       scale: `()` multiplier of the spread of distance, angle and heading around their middles.
       distance: `(2,)` from the place where the robot grasps to where it starts [m].
       angle: `()` half range of the polar angle of that place around the box [rad]; heading `()` of the robot's error [rad].
-      box_xy: `()` half range of the box's distance from the table's edge, five times that along it [m]; box_yaw `()` [rad]; box_mass `(2,)` [kg]; friction `(2,)`.
+      box_xy: `()` half range of the box's distance from the table's edge, five times that along it [m].
+      box_yaw: `()` half range of its heading [rad]; box_mass `(2,)` [kg]; friction `(2,)` multiplier.
     """
 
     scale: Array
@@ -82,8 +84,8 @@ class Pickup:
 
     name = "pickup"
     seconds = 20.0
-    object_layout = {"box": 9, "table": 4}
-    privileged_layout = {"box_velocity": 6, "box_mass": 1, "box_height": 1, "held": 1}
+    object_layout: ClassVar[dict[str, int]] = {"box": 9, "table": 4}
+    privileged_layout: ClassVar[dict[str, int]] = {"box_velocity": 6, "box_mass": 1, "box_height": 1, "held": 1}
     stages = ("start", "near", "touched", "lifted", "held")
     neq = 0
 

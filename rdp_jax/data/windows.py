@@ -54,13 +54,16 @@ class Windows:
         return self.obs.shape[0]
 
 
-def windows(episodes: Episodes, history: int, horizon: int, pad_end: str = "repeat") -> Windows:
+def windows(
+    episodes: Episodes, history: int, horizon: int, pad_end: str = "repeat", only: np.ndarray | None = None
+) -> Windows:
     """All windows at stride one.
 
     Args:
       episodes: demonstrations.
       history: frames H; those before an episode's start repeat its first.
       horizon: actions Ta.
+      only: numbers of the episodes to take windows of; all by default.
       pad_end: `none` keeps windows whose actions lie within the episode (DPPO); `repeat` goes on with the last action.
 
     Raises:
@@ -69,7 +72,8 @@ def windows(episodes: Episodes, history: int, horizon: int, pad_end: str = "repe
     if pad_end not in PAD_END:
         raise ConfigError("pad_end", pad_end, " | ".join(PAD_END))
     obs, action = [], []
-    for start, length in zip(episodes.starts, episodes.length):
+    chosen = np.arange(len(episodes)) if only is None else only
+    for start, length in zip(episodes.starts[chosen], episodes.length[chosen]):
         count = length if pad_end == "repeat" else length - horizon + 1
         now = np.arange(max(count, 0))[:, None]
         obs.append(start + np.maximum(now + np.arange(1 - history, 1), 0))

@@ -1,0 +1,165 @@
+"""`rdp finetune`: DPPO (or Gaussian PPO) on a task; the controller stays as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+
+from envs.chunk import Chunked
+from envs.wrappers import AutoReset
+from rdp_jax import parallel
+from rdp_jax.algos import dppo
+from rdp_jax.algos.loop import LoopConfig, train
+from rdp_jax.config import ConfigError, to_dict
+from rdp_jax.nets.build import GAUSSIAN
+from rdp_jax.planner import Planner, save
+from rdp_jax.runs import Run, git_revision, versions
+from train import output
+from train.evaluate import planner_params
+from train.pretrain import PLANNER
+from train.rollouts import PlannerPlayer, Theatre, evaluate, report
+from train.task_args import FinetuneArgs
+from train.tasks import check_fits, find_planner, make_env, make_params
+
+
+def start_planner(args: FinetuneArgs) -> Planner:
+    """The pre-trained planner to start from.  Raises `ConfigError` where it does not suit the algorithm."""
+    planner = find_planner(args.planner, args.task, "pretrained")
+    gaussian = planner.config.net.kind in GAUSSIAN
+    if gaussian != (args.algo == "gaussian-ppo"):
+        suits = "gaussian-ppo" if gaussian else "dppo"
+        raise ConfigError("algo", args.algo, f"{suits} (the planner's network is {planner.config.net.kind})")
+    if planner.tuned_steps:
+        raise ConfigError("planner", str(args.planner), "a pre-trained planner; this one is fine-tuned already")
+    return planner
+
+
+def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
+    """Evaluates, fine-tunes, evaluates again on the same fresh starts; writes `planner.safetensors`."""
+    start = time.monotonic()
+    before = start_planner(args)
+    config = args.dppo
+    if args.algo == "gaussian-ppo":
+        config = dataclasses.replace(config, tuned_steps=1)
+    env = make_env(args, before.config.history)
+    check_fits(before, env)
+    params = make_params(args, env)
+    recorded = to_dict(
+        dataclasses.replace(
+            args,
+            out=None,
+            planner=None,
+            legs=None,
+            hands=None,
+            resume=False,
+            json=False,
+            iterations=1,
+            minutes=None,
+            trials=0,
+        )
+    )
+    run = Run(args.out, recorded, resume=args.resume) if args.out else None
+    first = evaluated(args, env, before, params, "before")
+    mesh = parallel.make_mesh()
+    vector = AutoReset(Chunked(env, before.config.executed))  # type: ignore[arg-type]
+    policy: Any = before.actor().policy
+    state = dppo.init(jax.random.key(args.seed), config, policy, before.bundle, vector, params, mesh)
+    state = run.restore(state) if run else state
+    loop = LoopConfig(
+        iterations=args.iterations, save_every_s=60.0, max_wall_s=60.0 * args.minutes if args.minutes else 0.0
+    )
+    curve: list[float] = []
+    with output.Progress(f"finetune {args.task}", total=args.iterations, budget_s=loop.max_wall_s or None) as bar:
+
+        def report_iteration(p):
+            curve.append(success_of(p.metrics))
+            steps = p.iteration * config.num_envs * config.unroll_length * before.config.executed
+            bar.update(p.iteration, steps, note(p.metrics))
+
+        update = dppo.Update(config, policy, vector, mesh)
+        result = train(update, state, params, loop, run, progress=report_iteration)
+    state = result.state
+    metadata = {
+        "task": args.task,
+        "before": before.metadata,
+        "seed": args.seed,
+        "iterations": int(state.iteration),
+        "config": recorded,
+        "versions": versions(),
+        "git": git_revision(),
+    }
+    after = dataclasses.replace(
+        before,
+        bundle=before.bundle.replace(weights=state.params["actor"]),
+        base=before.bundle.weights if config.tuned_steps < visited(before) else None,
+        tuned_steps=config.tuned_steps if config.tuned_steps < visited(before) else 0,
+        metadata=metadata,
+    )
+    if args.out:
+        save(args.out / PLANNER, after)
+    second = evaluated(args, env, after, params, "after")
+    if run:
+        run.close()
+    steps = dppo.env_steps(config, state, before.config.executed)
+    reached = next((i + 1 for i, rate in enumerate(curve) if rate >= 0.9), None)
+    metrics = {
+        "success_rate_before": first.get("success_rate"),
+        "success_ci95_before": first.get("success_ci95"),
+        "success_rate_after": second.get("success_rate"),
+        "success_ci95_after": second.get("success_ci95"),
+        "iterations": int(state.iteration),
+        "iterations_to_90": reached,
+        "env_steps": steps,
+        "stopped_by": result.stopped_by,
+        "before": first,
+        "after": second,
+    }
+    return output.summary(
+        "finetune",
+        seed=args.seed,
+        backend=env.physics.name,
+        num_envs=config.num_envs,
+        wall_s=time.monotonic() - start,
+        metrics=metrics,
+        task=args.task,
+        env_steps=steps,
+    )
+
+
+def visited(planner: Planner) -> int:
+    """Denoising steps of one sample; 1 for a planner that predicts chunks at once."""
+    return 1 if planner.config.net.kind in GAUSSIAN else planner.config.diffusion.visited
+
+
+def evaluated(args: FinetuneArgs, env: Any, planner: Planner, params: Any, label: str) -> dict[str, Any]:
+    """Success over `--trials` fresh starts; nothing without trials."""
+    if not args.trials:
+        return {}
+    theatre = Theatre(env, PlannerPlayer(planner.actor()))
+    with output.Progress(f"eval {label}", total=args.trials) as bar:
+        played = evaluate(
+            theatre,
+            args.seed,
+            args.trials,
+            params,
+            planner_params(planner),
+            progress=lambda done, _: bar.update(done, done, ""),
+        )
+    return report(env, played)
+
+
+def success_of(metrics: dict[str, Any]) -> float:
+    """Share of the episodes that ended in this iteration, with exploration noise, that succeeded; NaN if none ended."""
+    finished = metrics["episode/finished"]
+    return float(metrics["episode/return"]) if finished else float("nan")
+
+
+def note(metrics: dict[str, Any]) -> str:
+    """What the progress line says."""
+    return (
+        f"success {success_of(metrics):.2f} of {int(metrics['episode/finished'])}  kl {metrics['policy/kl']:.3f}  "
+        f"clipped {metrics['policy/clip_fraction']:.2f}  explained {metrics['value/explained_variance']:.2f}"
+    )

@@ -1,0 +1,144 @@
+"""`rdp pretrain`: a planner imitates demonstrations."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rdp_jax import parallel
+from rdp_jax.algos import bc
+from rdp_jax.algos.loop import LoopConfig, train
+from rdp_jax.config import ConfigError, to_dict
+from rdp_jax.data import episodes as E
+from rdp_jax.data import windows as W
+from rdp_jax.planner import Bundle, Dims, Planner, make_policy, save
+from rdp_jax.runs import Run, git_revision, versions
+from train import output
+from train.collect import FILE
+from train.evaluate import planner_params
+from train.rollouts import PlannerPlayer, Theatre, evaluate, report
+from train.task_args import PretrainArgs
+from train.tasks import check_fits, make_env, make_params
+
+PLANNER = "planner.safetensors"
+
+
+def load_demonstrations(args: PretrainArgs) -> E.Episodes:
+    """The episodes to imitate.  Raises `DataError`, `ConfigError`."""
+    assert args.data is not None
+    found = E.load(args.data / FILE if args.data.is_dir() else args.data)
+    task = found.metadata.get("task", args.task)
+    if task != args.task:
+        raise ConfigError("task", args.task, f"{task!r}, the task of these demonstrations")
+    if args.demonstrations is not None:
+        if args.demonstrations > len(found):
+            raise ConfigError("demonstrations", args.demonstrations, f"1 .. {len(found)} (episodes in the file)")
+        found = E.take(found, np.arange(args.demonstrations))
+    return found
+
+
+def normalised(args: PretrainArgs, found: E.Episodes) -> tuple[tuple[bc.Data, bc.Data], Bundle]:
+    """Training and validation windows, and a bundle whose weights are still missing."""
+    config = args.planner
+    frame, action = W.bounds(found.obs), W.bounds(found.action)
+    flat = frame.normalize(jnp.asarray(found.obs)), action.normalize(jnp.asarray(found.action))
+    parts = []
+    for index in W.split(found, args.validation, args.seed):
+        if not len(index):
+            parts.append(jax.tree.map(lambda x: x[:0], parts[0]))
+            continue
+        parts.append(bc.Data(*W.gather(*flat, W.windows(found, config.history, config.horizon, only=index))))
+    return (parts[0], parts[1]), Bundle((), frame.tile(config.history), action)
+
+
+def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
+    """Trains on windows of the demonstrations; writes `planner.safetensors` and evaluates it."""
+    start = time.monotonic()
+    found = load_demonstrations(args)
+    dims = Dims(found.obs.shape[1], found.action.shape[1])
+    policy: Any = make_policy(args.planner, dims)
+    data, bundle = normalised(args, found)
+    steps = max(data[0].obs.shape[0] // args.bc.batch, 1)
+    config = dataclasses.replace(args.bc, total_steps=steps * args.epochs)
+    recorded = to_dict(
+        dataclasses.replace(
+            args, out=None, data=None, legs=None, hands=None, resume=False, json=False, minutes=None, trials=0
+        )
+    )
+    run = Run(args.out, {**recorded, "data": str(args.data)}, resume=args.resume) if args.out else None
+    mesh = parallel.make_mesh()
+    state = bc.init(jax.random.key(args.seed), config, policy, args.planner.history * dims.frame)
+    state = run.restore(state) if run else state
+    iterations = -(-args.epochs // config.epochs_per_call)
+    loop = LoopConfig(iterations=iterations, save_every_s=60.0, max_wall_s=60.0 * (args.minutes or 0.0))
+    with output.Progress(f"pretrain {args.task}", total=iterations) as bar:
+        result = train(
+            bc.Update(config, policy, mesh),
+            state,
+            data,
+            loop,
+            run,
+            progress=lambda p: bar.update(
+                p.iteration,
+                p.iteration * config.epochs_per_call * steps * config.batch,
+                f"loss {p.metrics['loss/train']:.4f}  validation {p.metrics['loss/validation']:.4f}",
+            ),
+        )
+    metadata = {
+        "task": args.task,
+        "demonstrations": len(found),
+        "data": {k: found.metadata.get(k) for k in ("recipe", "observations", "actions", "tried", "won")},
+        "seed": args.seed,
+        "gradient_steps": int(result.state.step),
+        "config": recorded,
+        "versions": versions(),
+        "git": git_revision(),
+    }
+    planner = Planner(args.planner, dims, bundle.replace(weights=result.state.ema), None, 0, metadata)
+    if args.out:
+        save(args.out / PLANNER, planner)
+    metrics = {
+        "loss": float(result.metrics.get("loss/train", np.nan)),
+        "validation_loss": float(result.metrics.get("loss/validation", np.nan)),
+        "demonstrations": len(found),
+        "gradient_steps": int(result.state.step),
+        "trials": args.trials,
+        "success_rate": None,
+    }
+    if args.trials:
+        metrics |= closing_evaluation(args, planner, args.trials)
+    if run:
+        run.close()
+    metrics = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in metrics.items()}
+    return output.summary(
+        "pretrain",
+        seed=args.seed,
+        backend=args.backend,
+        num_envs=args.num_envs or min(256, max(args.trials, 1)),
+        wall_s=time.monotonic() - start,
+        metrics=metrics,
+        task=args.task,
+        env_steps=0,
+    )
+
+
+def closing_evaluation(args: Any, planner: Planner, trials: int) -> dict[str, Any]:
+    """Success of `planner` over `trials` fresh starts."""
+    env = make_env(args, planner.config.history)
+    check_fits(planner, env)
+    theatre = Theatre(env, PlannerPlayer(planner.actor()))
+    with output.Progress(f"eval {args.task}", total=trials) as bar:
+        played = evaluate(
+            theatre,
+            args.seed,
+            trials,
+            make_params(args, env),
+            planner_params(planner),
+            progress=lambda done, _: bar.update(done, done, ""),
+        )
+    return report(env, played)
