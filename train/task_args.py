@@ -14,7 +14,7 @@ from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import PlannerConfig
 from train.args import Common, Resumable, input_file, optional, said
 
-TASKS = ("pickup",)
+TASKS = ("pickup", "transport")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

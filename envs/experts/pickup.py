@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from envs.control.controller import Command
 from envs.core import State
 from envs.experts import base
 from envs.experts.base import Memory
@@ -35,12 +36,16 @@ class PickupExpert:
 
     def act(self, memory: Memory, state: State) -> tuple[Memory, Array]:
         """One planner action."""
+        memory, command = self.grasp(base.wander(memory), state)
+        return memory, encode(command)
+
+    def grasp(self, memory: Memory, state: State) -> tuple[Memory, Command]:
+        """The stages up to `LIFT`; in later ones of a longer task it keeps holding, and stays out of the transitions."""
         task, habits = self.task, memory.habits
         view = self.env.view(state)
         pose = task.box_pose(view)
         box = view.local(pose[:3])
         yaw = rotations.wrap_angle(rotations.yaw_of(pose[3:]) - view.measured.base[3])
-        memory = base.wander(memory)
 
         # Where to stand; while badly aligned, a hand's breadth further back, so that no hand knocks the box over.
         place = task.grasp_place(pose)
@@ -52,13 +57,12 @@ class PickupExpert:
 
         there = jnp.all(jnp.abs(error) < jnp.asarray(TOLERANCE))
         off = jnp.any(jnp.abs(error) > 2.5 * jnp.asarray(TOLERANCE))
-        grasp = box + habits.offset
-        open_pos, rot = base.beside(grasp, yaw, HALF, -base.READY_APART)
-        low = task.height(view) < 0.015
+        middle = box + habits.offset
+        open_pos, open_rot = base.beside(middle, yaw, HALF, -base.READY_APART)
 
         stage, clock = memory.stage, memory.clock
         standing = ~base.walking(state)
-        slipped = (stage == LIFT) & (clock > 1.5) & low
+        slipped = (stage == LIFT) & (clock > 1.5) & (task.height(view) < 0.015)
         nxt = jnp.select(
             [
                 (stage == WALK) & there,
@@ -73,18 +77,16 @@ class PickupExpert:
         # Latched when the palms close: following the box from then on would be chasing what the hands themselves do to it.
         latch = (nxt == CLOSE) & (stage != CLOSE)
         memory = base.enter(memory, nxt)
-        memory = memory.replace(anchor=jnp.where(latch, jnp.append(grasp, yaw), memory.anchor))
+        memory = memory.replace(anchor=jnp.where(latch, jnp.append(middle, yaw), memory.anchor))
 
         far = jnp.linalg.norm(error[:2]) > 0.25
-        before = jnp.where(far, base.ready(grasp[2], HALF), open_pos)
+        before = jnp.where(far, base.ready(middle[2], HALF), open_pos)
         rise = jnp.minimum(RISE, habits.hand_speed * memory.clock) + 0.02 * jnp.clip(memory.clock - 1.5, 0.0, 4.0)
-        rise = jnp.where(nxt == LIFT, rise, 0.0)
-        lifted = memory.anchor[:3] + jnp.stack([0.0, 0.0, rise])
+        lifted = memory.anchor[:3] + jnp.stack([0.0, 0.0, jnp.where(nxt == LIFT, rise, 0.0)])
         shut_pos, shut_rot = base.beside(lifted, memory.anchor[3], HALF, habits.squeeze)
         holding = nxt >= CLOSE
-        goal, rot = jnp.where(holding, shut_pos, before), jnp.where(holding, shut_rot, rot)
+        goal = jnp.where(holding, shut_pos, before)
+        rot = jnp.where(holding, shut_rot, jnp.where((nxt == WALK) & far, base.STRAIGHT, open_rot))
         hands = base.toward(memory.hands, goal, 1.5 * habits.hand_speed)
-        memory = memory.replace(hands=hands)
-        turned = jnp.where((nxt == WALK) & far, base.STRAIGHT, rot)
         velocity = jnp.where(nxt == WALK, velocity, 0.0)
-        return memory, encode(base.command(velocity, hands, turned))
+        return memory.replace(hands=hands), base.command(velocity, hands, rot)

@@ -8,8 +8,11 @@ from typing import Any
 from envs.tasks.base import Task
 from rdp_jax.config import ConfigError
 
-TASKS: dict[str, str] = {"pickup": "envs.tasks.pickup:Pickup"}
-EXPERTS: dict[str, str] = {"pickup": "envs.experts.pickup:PickupExpert"}
+TASKS: dict[str, str] = {"pickup": "envs.tasks.pickup:Pickup", "transport": "envs.tasks.transport:Transport"}
+EXPERTS: dict[str, str] = {
+    "pickup": "envs.experts.pickup:PickupExpert",
+    "transport": "envs.experts.transport:TransportExpert",
+}
 
 
 def _load(table: dict[str, str], name: str) -> Any:

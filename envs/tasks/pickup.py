@@ -194,6 +194,10 @@ class Pickup:
 
     def stage(self, world: PickupWorld, view: View) -> Array:
         """Near the box; palms at it; lifted clear; held."""
+        return jnp.where(self.success(world, view), 4, self.stage_until_lifted(view)).astype(jnp.int32)
+
+    def stage_until_lifted(self, view: View) -> Array:
+        """0 to 3 of `stages`."""
         pose = self.box_pose(view)
         place = self.grasp_place(pose)
         near = jnp.linalg.norm(view.measured.base[:2] - place[:2]) < 0.15
@@ -202,8 +206,7 @@ class Pickup:
         lifted = self.height(view) > 0.02
         stage = jnp.where(near, 1, 0)
         stage = jnp.where(middle & apart, 2, stage)
-        stage = jnp.where(lifted, 3, stage)
-        return jnp.where(self.success(world, view), 4, stage).astype(jnp.int32)
+        return jnp.where(lifted, 3, stage)
 
 
 REACH = 0.37
