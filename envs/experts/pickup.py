@@ -12,9 +12,9 @@ from envs.core import State
 from envs.experts import base
 from envs.experts.base import Memory
 from envs.t1 import rotations
+from envs.tasks.box import EDGE
 from envs.tasks.command import encode
 from envs.tasks.hierarchy import Hierarchy
-from envs.tasks.pickup import EDGE
 
 Array = jax.Array
 WALK, SETTLE, CLOSE, LIFT = range(4)

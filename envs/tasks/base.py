@@ -36,7 +36,7 @@ class View:
         quat = rotations.quat_mul(rotations.quat_conj(self.physics.qpos[3:7]), pose[3:])
         return jnp.concatenate([self.local(pose[:3]), rotations.quat_to_6d(quat)])
 
-    def local_planar(self, x: float, y: float, yaw: float) -> Array:
+    def local_planar(self, x: Any, y: Any, yaw: Any) -> Array:
         """Fixed place in the world -> `(4,)` x, y, cos, sin of it as seen from the base's heading frame."""
         base = self.measured.base
         dx, dy, turn = x - base[0], y - base[1], yaw - base[3]

@@ -7,91 +7,36 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import mujoco
-import numpy as np
 from flax import struct
 
-from envs.physics.base import ModelParams
-from envs.t1 import gait, rotations
-from envs.t1.model import Scene, build_spec
+from envs.t1.model import build_spec
 from envs.tasks import objects
 from envs.tasks.base import PLANNER_DT, View
+from envs.tasks.box import EDGE, TABLE_HALF, TABLE_HEIGHT, BoxTask
 
 Array = jax.Array
-EDGE = 0.25  # of the box [m]
-TABLE_HEIGHT = 0.5  # puts the box between the hands of a standing robot [m]
-TABLE_HALF = (0.25, 0.6)
 LIFT = 0.10  # the box must be that far above the table [m]
 HOLD_S = 0.5
 
 
 @struct.dataclass
-class Start:
-    """Ranges of the start; `scale` 1 is nominal, more is out of distribution.
-
-    Attributes:
-      scale: `()` multiplier of the spread of distance, angle and heading around their middles.
-      distance: `(2,)` from the place where the robot grasps to where it starts [m].
-      angle: `()` half range of the polar angle of that place around the box [rad]; heading `()` of the robot's error [rad].
-      box_xy: `()` half range of the box's distance from the table's edge, five times that along it [m].
-      box_yaw: `()` half range of its heading [rad]; box_mass `(2,)` [kg]; friction `(2,)` multiplier.
-    """
-
-    scale: Array
-    distance: Array
-    angle: Array
-    heading: Array
-    box_xy: Array
-    box_yaw: Array
-    box_mass: Array
-    friction: Array
-
-
-def nominal_start() -> Start:
-    """The starts on which everything is judged unless said otherwise."""
-    return Start(
-        scale=jnp.float32(1.0),
-        distance=jnp.array([0.3, 0.8]),
-        angle=jnp.float32(0.4),
-        heading=jnp.float32(0.3),
-        box_xy=jnp.float32(0.015),
-        box_yaw=jnp.float32(0.15),
-        box_mass=jnp.array([0.5, 2.0]),
-        friction=jnp.array([0.8, 1.2]),
-    )
-
-
-def place_robot(key: Array, qpos: Array, params: Start, middle: Array) -> Array:
-    """Robot at a random distance behind and angle around `middle (3,)` (x, y, heading), looking roughly at it."""
-    u = jax.random.uniform(key, (3,), minval=-1.0)
-    mean, half = params.distance.mean(), 0.5 * (params.distance[1] - params.distance[0])
-    distance = jnp.maximum(mean + params.scale * half * u[0], 0.05)
-    around = jnp.clip(params.scale * params.angle * u[1], -1.4, 1.4)
-    xy = middle[:2] - distance * jnp.stack([jnp.cos(middle[2] + around), jnp.sin(middle[2] + around)])
-    yaw = middle[2] + around + params.scale * params.heading * u[2]
-    qpos = qpos.at[:2].set(xy)
-    return qpos.at[3:7].set(rotations.quat_from_yaw(yaw))
-
-
-@struct.dataclass
 class PickupWorld:
-    """`held ()` int32 planner steps for which the box has been up, still, and off the table."""
+    """`held ()` int32 planner steps for which the box has been up, still, and between the hands."""
 
     held: Array
 
 
-class Pickup:
-    """See `envs.tasks.base.Task`; the table's near edge lies along x = 0, the box on it near the edge."""
+class Pickup(BoxTask):
+    """See `envs.tasks.base.Task`."""
 
     name = "pickup"
     seconds = 20.0
     object_layout: ClassVar[dict[str, int]] = {"box": 9, "table": 4}
-    privileged_layout: ClassVar[dict[str, int]] = {"box_velocity": 6, "box_mass": 1, "box_height": 1, "held": 1}
+    privileged_layout: ClassVar[dict[str, int]] = {"box_motion": 8, "held": 1}
     stages = ("start", "near", "touched", "lifted", "held")
-    neq = 0
 
     def __init__(self) -> None:
-        self.scene = Scene("pickup")
-        self.box = np.zeros(0, int)
+        super().__init__(self.name)
 
     def build(self) -> mujoco.MjSpec:
         """Table and box."""
@@ -100,62 +45,10 @@ class Pickup:
         objects.add_box(spec, "box", EDGE, 1.0, ("table",))
         return spec
 
-    def bind(self, model: mujoco.MjModel) -> None:
-        """Addresses of the box."""
-        self.box = model.joint("box").qposadr[0] + np.arange(7)
-        self.box_vel = model.joint("box").dofadr[0] + np.arange(6)
-        self.body = model.body("box").id
-        self.mass = float(model.body_mass[self.body])
-
-    def default_params(self) -> Start:
-        """Nominal starts."""
-        return nominal_start()
-
-    def arrange(self, key: Array, qpos: Array, params: Start) -> Array:
-        """Box near the table's edge, robot in front of it."""
-        kb, kr = jax.random.split(key)
-        u = jax.random.uniform(kb, (3,), minval=-1.0)
-        # So far from the edge that all four corners are on the table: a diagonal of two would not carry it.
-        x, y = 0.5 * EDGE + 0.04 + params.box_xy * u[0], 5.0 * params.box_xy * u[1]
-        yaw = params.box_yaw * u[2]
-        pose = jnp.concatenate([jnp.stack([x, y, TABLE_HEIGHT + 0.5 * EDGE]), rotations.quat_from_yaw(yaw)])
-        qpos = qpos.at[self.box].set(pose)
-        return place_robot(kr, qpos, params, self.grasp_place(pose))
-
-    def grasp_place(self, pose: Array) -> Array:
-        """`(3,)` x, y and heading of a trunk that can grasp the box at `pose (7,)`."""
-        yaw = rotations.yaw_of(pose[3:])
-        xy = pose[:2] - gait.turn(yaw, jnp.array([REACH, 0.0]))
-        return jnp.stack([xy[0], xy[1], yaw])
-
-    def vary(self, key: Array, model: ModelParams, params: Start) -> ModelParams:
-        """Mass of the box, friction of everything."""
-        km, kf = jax.random.split(key)
-        mass = jax.random.uniform(km, minval=params.box_mass[0], maxval=params.box_mass[1])
-        friction = jax.random.uniform(kf, minval=params.friction[0], maxval=params.friction[1])
-        return model.replace(
-            body_mass=model.body_mass.at[self.body].set(mass / self.mass), friction=model.friction * friction
-        )
-
     def start(self, view: View) -> PickupWorld:
         """Nothing held."""
         del view
         return PickupWorld(held=jnp.int32(0))
-
-    def tick(self, world: PickupWorld, view: View) -> tuple[PickupWorld, None]:
-        """Nothing happens between planner steps."""
-        del view
-        return world, None
-
-    def box_pose(self, view: View) -> Array:
-        """`(7,)` world pose of the box."""
-        return view.physics.qpos[self.box]
-
-    def height(self, view: View) -> Array:
-        """Lowest point of the box above the table [m], whatever its tilt."""
-        pose = self.box_pose(view)
-        rot = rotations.quat_to_mat(pose[3:])
-        return pose[2] - 0.5 * EDGE * jnp.sum(jnp.abs(rot[2])) - TABLE_HEIGHT
 
     def advance(self, world: PickupWorld, view: View) -> PickupWorld:
         """Counts how long the box has been up; a box flung into the air is not held."""
@@ -170,44 +63,14 @@ class Pickup:
         return jnp.concatenate([view.local_pose(self.box_pose(view)), view.local_planar(0.0, 0.0, 0.0)])
 
     def privileged(self, world: PickupWorld, view: View) -> Array:
-        """Box velocity (trunk-frame axes for the linear part), mass, height, time held."""
-        linear = rotations.quat_rotate_inv(view.physics.qpos[3:7], view.physics.qvel[self.box_vel[:3]])
-        return jnp.concatenate(
-            [
-                linear,
-                view.physics.qvel[self.box_vel[3:]],
-                view.model.body_mass[self.body][None],
-                self.height(view)[None],
-                world.held.astype(jnp.float32)[None],
-            ]
-        )
+        """Motion of the box, time held."""
+        return jnp.append(self.box_motion(view), world.held.astype(jnp.float32))
 
     def success(self, world: PickupWorld, view: View) -> Array:
         """Up for long enough."""
         del view
         return world.held >= round(HOLD_S / PLANNER_DT)
 
-    def failure(self, world: PickupWorld, view: View) -> Array:
-        """The box has fallen off the table."""
-        del world
-        return self.height(view) < -0.05
-
     def stage(self, world: PickupWorld, view: View) -> Array:
-        """Near the box; palms at it; lifted clear; held."""
-        return jnp.where(self.success(world, view), 4, self.stage_until_lifted(view)).astype(jnp.int32)
-
-    def stage_until_lifted(self, view: View) -> Array:
-        """0 to 3 of `stages`."""
-        pose = self.box_pose(view)
-        place = self.grasp_place(pose)
-        near = jnp.linalg.norm(view.measured.base[:2] - place[:2]) < 0.15
-        middle = jnp.linalg.norm(view.measured.hand_pos.mean(0) - view.local(pose[:3])) < 0.08
-        apart = jnp.linalg.norm(view.measured.hand_pos[0] - view.measured.hand_pos[1]) < EDGE + 0.02
-        lifted = self.height(view) > 0.02
-        stage = jnp.where(near, 1, 0)
-        stage = jnp.where(middle & apart, 2, stage)
-        return jnp.where(lifted, 3, stage)
-
-
-REACH = 0.37
-"""From the trunk to the middle of a box that is about to be grasped [m]."""
+        """As `stages`."""
+        return jnp.where(self.success(world, view), 4, self.until_lifted(view)).astype(jnp.int32)

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import mujoco
 from flax import struct
 
-from envs.t1 import gait, rotations
-from envs.t1.model import Scene, build_spec
+from envs.t1 import gait
+from envs.t1.model import build_spec
 from envs.tasks import objects
 from envs.tasks.base import PLANNER_DT, View
-from envs.tasks.pickup import EDGE, REACH, TABLE_HALF, TABLE_HEIGHT, Pickup, Start
+from envs.tasks.box import EDGE, REACH, TABLE_HALF, TABLE_HEIGHT, BoxTask, Start
 
 Array = jax.Array
 GOAL_EDGE = 1.6  # the second table's near edge lies along y = 1.6, to the left of the first [m]
@@ -33,24 +33,17 @@ class TransportWorld:
     carried: Array
 
 
-class Transport(Pickup):
+class Transport(BoxTask):
     """See `envs.tasks.base.Task`; the first table and the start are the pickup's."""
 
     name = "transport"
     seconds = 45.0
     object_layout: ClassVar[dict[str, int]] = {"box": 9, "table": 4, "goal": 4}
-    privileged_layout: ClassVar[dict[str, int]] = {
-        "box_velocity": 6,
-        "box_mass": 1,
-        "box_height": 1,
-        "goal_distance": 1,
-        "rested": 1,
-    }
+    privileged_layout: ClassVar[dict[str, int]] = {"box_motion": 8, "goal_distance": 1, "rested": 1}
     stages = ("start", "near", "touched", "lifted", "carried", "placed", "released")
 
     def __init__(self) -> None:
-        super().__init__()
-        self.scene = Scene("transport")
+        super().__init__(self.name)
 
     def build(self) -> mujoco.MjSpec:
         """Two tables and a box."""
@@ -114,18 +107,9 @@ class Transport(Pickup):
         )
 
     def privileged(self, world: TransportWorld, view: View) -> Array:
-        """Box velocity, mass, height, distance to the goal, time at rest."""
-        linear = rotations.quat_rotate_inv(view.physics.qpos[3:7], view.physics.qvel[self.box_vel[:3]])
-        return jnp.concatenate(
-            [
-                linear,
-                view.physics.qvel[self.box_vel[3:]],
-                view.model.body_mass[self.body][None],
-                self.height(view)[None],
-                self.distance(world, view)[None],
-                world.rested.astype(jnp.float32)[None],
-            ]
-        )
+        """Motion of the box, its distance to the goal, time at rest."""
+        rest = jnp.stack([self.distance(world, view), world.rested.astype(jnp.float32)])
+        return jnp.concatenate([self.box_motion(view), rest])
 
     def success(self, world: TransportWorld, view: View) -> Array:
         """At rest for long enough."""
@@ -134,7 +118,7 @@ class Transport(Pickup):
 
     def stage(self, world: TransportWorld, view: View) -> Array:
         """As the pickup's up to lifted; then carried near the goal, placed, released."""
-        stage = jnp.minimum(super().stage_until_lifted(view), 3)
+        stage = self.until_lifted(view)
         stage = jnp.where(world.carried, 4, stage)
         placed = world.carried & self.on_goal(world, view)
         stage = jnp.where(placed, 5, stage)
