@@ -91,21 +91,29 @@ class PretrainArgs(Resumable, TaskFlags):
 
 
 def task_dppo(preset: str) -> DPPOConfig:
-    """DPPO on the T1 tasks: sparse reward, all five steps tuned."""
+    """DPPO on the T1 tasks: sparse reward, all five steps tuned.
+
+    A chunk has 184 scored numbers, and a clip of their mean log-ratio at 0.02 would be one of 3.7 for their sum: success fell
+    from 0.76 to 0.05 within four iterations.  0.002 keeps the KL per inner step near 0.1 nat.  Time runs out for good (the critic
+    sees it running out), so a truncation is the end.
+    """
     common: dict[str, Any] = {
         "tuned_steps": 5,
         "gamma": 0.97,
         "gamma_denoising": 0.9,
         "epochs": 4,
-        "clip": 0.02,
-        "clip_base": 0.02,
-        "critic_warmup": 1,
+        "clip": 0.002,
+        "clip_base": 0.002,
+        "critic_warmup": 2,
+        "actor_lr": 5e-5,
+        "target_kl": 0.3,
+        "truncation": "terminal",
         "reward_scaling": False,
         "max_grad_norm": 1.0,
     }
     if preset == "gpu":
         return DPPOConfig(num_envs=2048, unroll_length=25, minibatches=20, reset_pool=1024, **common)
-    return DPPOConfig(num_envs=256, unroll_length=12, minibatches=8, reset_pool=256, **common)
+    return DPPOConfig(num_envs=256, unroll_length=24, minibatches=16, reset_pool=256, **common)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,171 @@
+"""Planner environments: the action's meaning, the observation's layout, success and near misses, the expert at work."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.chunk import Chunked
+from envs.tasks.box import EDGE, TABLE_HEIGHT
+from envs.tasks.catalog import TASKS, make_expert, make_task
+from envs.tasks.command import ACTION_DIM, HAND_HIGH, HAND_LOW, VELOCITY_HIGH, decode, encode
+from envs.tasks.hierarchy import PRIVILEGED_LAYOUT, Hierarchy
+from envs.toy import Toy
+from rdp_jax.config import ConfigError
+from train.controller import act, load_part
+from train.rollouts import ExpertPlayer, Theatre, report
+
+
+@pytest.fixture(scope="session")
+def controller():
+    return {"legs": load_part("legs"), "hands": load_part("hands")}
+
+
+@pytest.fixture(scope="session")
+def pickup():
+    return Hierarchy(make_task("pickup"), act)
+
+
+@pytest.fixture(scope="session")
+def start(pickup, controller):
+    """A start and its parameters, computed once."""
+    params = pickup.default_params(controller)
+    return jax.jit(pickup.reset)(jax.random.key(0), params), params
+
+
+def test_commands_survive_the_action_and_limits_hold():
+    rng = np.random.default_rng(0)
+    wild = decode(jnp.asarray(10.0 * rng.normal(size=ACTION_DIM), jnp.float32))
+    assert (np.abs(wild.velocity) <= VELOCITY_HIGH + 1e-6).all()
+    assert (wild.hand_pos[0] >= HAND_LOW).all() and (wild.hand_pos[0] <= HAND_HIGH).all()
+    assert (-wild.hand_pos[1, 1] >= HAND_LOW[1]) and (-wild.hand_pos[1, 1] <= HAND_HIGH[1])
+    for i in range(2):
+        np.testing.assert_allclose(wild.hand_rot[i] @ wild.hand_rot[i].T, np.eye(3), atol=1e-5)
+    again = decode(encode(wild))
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(wild), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_chunks_stop_at_the_end_of_an_episode():
+    toy = Toy(5)
+    chunked, params = Chunked(toy, 3), toy.default_params()
+    assert chunked.spec.action_dim == 6 and chunked.spec.episode_steps == 2
+    state = toy.reset(jax.random.key(0), params)
+    once = chunked.step(state, jnp.zeros(6), params)
+    single, paid = state, 0.0
+    for _ in range(3):
+        single = toy.step(single, jnp.zeros(2), params)
+        paid += float(single.reward)
+    assert float(once.reward) == pytest.approx(paid) and not bool(once.truncated)
+    last = chunked.step(once, jnp.zeros(6), params)
+    assert bool(last.truncated) and int(last.task.step) == 5  # two of the three actions, not three
+    with pytest.raises(ConfigError, match="executed=6"):
+        Chunked(toy, 6)
+
+
+def test_observation_is_its_manifest(pickup, start):
+    state, _ = start
+    assert state.obs["actor"].shape == (8 * pickup.frame_dim,)
+    privileged = {**PRIVILEGED_LAYOUT, **pickup.task.privileged_layout}
+    assert state.obs["critic"].shape == (pickup.frame_dim + sum(privileged.values()),)
+    frames = np.asarray(state.obs["actor"]).reshape(8, -1)
+    assert (frames == frames[0]).all()  # the first frame stands for those before the start
+    names = list(pickup.frame_layout)
+    offset = sum(pickup.frame_layout[n] for n in names[: names.index("box")])
+    view = pickup.view(state)
+    np.testing.assert_allclose(frames[0, offset : offset + 3], view.local(pickup.task.box_pose(view)[:3]), atol=1e-5)
+
+
+def test_starts_vary_and_nothing_moves_before_the_first_action(pickup, start):
+    _, params = start
+    states = jax.jit(jax.vmap(pickup.reset, (0, None)))(jax.random.split(jax.random.key(1), 16), params)
+    base = np.asarray(states.physics.qpos[:, :2])
+    assert base[:, 0].max() < -0.35 and base.std(0).min() > 0.05
+    mass = np.asarray(states.task.inner.task.model.body_mass[:, pickup.task.body])
+    assert mass.min() >= 0.5 and mass.max() <= 2.0 and mass.std() > 0.2
+    box = np.asarray(states.physics.qpos[:, pickup.task.box])
+    corner = 0.5 * EDGE * np.sqrt(2)
+    assert (box[:, 0] > corner * 0.7).all() and (np.abs(box[:, 1]) < 0.5).all()
+
+
+def placed(env, state, **changes):
+    """The view with the box (and task state) somewhere else; hands on both sides of it unless `hands` says otherwise."""
+    view = env.view(state)
+    pose = changes.get("box", jnp.asarray([0.2, 0.0, 0.9, 1, 0, 0, 0], jnp.float32))
+    qpos = view.physics.qpos.at[env.task.box].set(pose)
+    qvel = view.physics.qvel.at[env.task.box_vel[0]].set(changes.get("speed", 0.0))
+    view = view.replace(physics=view.physics.replace(qpos=qpos, qvel=qvel))
+    aside = jnp.array([[0.0, 0.12, 0.0], [0.0, -0.12, 0.0]])
+    hands = changes.get("hands", view.local(pose[:3]) + aside)
+    return view.replace(measured=view.measured.replace(hand_pos=hands))
+
+
+def test_pickup_is_won_by_holding_and_by_nothing_less(pickup, start):
+    task, (state, _) = pickup.task, start
+    low = jnp.asarray([0.2, 0.0, TABLE_HEIGHT + 0.5 * EDGE + 0.09, 1, 0, 0, 0], jnp.float32)
+
+    def won(**changes):
+        view = placed(pickup, state, **changes)
+        world = task.start(view)
+        for _ in range(4):
+            world = task.advance(world, view)
+            assert not bool(task.success(world, view))  # 0.4 s are not enough
+        return bool(task.success(task.advance(world, view), view))
+
+    assert won()
+    assert not won(box=low)
+    assert not won(speed=1.0)  # thrown
+    assert not won(hands=jnp.zeros((2, 3)))  # nobody holds it
+    fallen = placed(pickup, state, box=jnp.asarray([0.2, 0.0, 0.3, 1, 0, 0, 0], jnp.float32))
+    assert bool(task.failure(task.start(fallen), fallen))
+
+
+def test_transport_is_won_by_letting_go_at_the_goal():
+    env = Hierarchy(make_task("transport"), act)
+    task = env.task
+    view = env.view
+    del view
+    controller = {"legs": load_part("legs"), "hands": load_part("hands")}
+    state = env.reset(jax.random.key(0), env.default_params(controller))
+    world = state.task.world
+    goal = task.goal_pose(world)
+    at_goal = jnp.concatenate([goal[:2], jnp.array([TABLE_HEIGHT + 0.5 * EDGE, 1.0, 0, 0, 0])])
+    away = placed(env, state, box=at_goal, hands=jnp.array([[0.3, 0.4, 0.0], [0.3, -0.4, 0.0]]))
+
+    def won(view):
+        now = world
+        for _ in range(5):
+            now = task.advance(now, view)
+        return bool(task.success(now, view))
+
+    assert won(away)
+    assert not won(placed(env, state, box=at_goal))  # still in the hands
+    assert not won(placed(env, state, box=at_goal.at[0].add(0.11), hands=away.measured.hand_pos))
+    assert not won(placed(env, state, box=at_goal.at[2].add(0.05), hands=away.measured.hand_pos))
+    first_table = jnp.asarray([0.17, 0.0, TABLE_HEIGHT + 0.5 * EDGE, 1, 0, 0, 0], jnp.float32)
+    assert not won(placed(env, state, box=first_table, hands=away.measured.hand_pos))
+
+
+def test_the_expert_picks_the_box_up(pickup, start):
+    _, params = start
+    theatre = Theatre(pickup, ExpertPlayer(make_expert("pickup", pickup)), record=True)
+    played = theatre.play(jax.random.key(7), np.arange(8), params)
+    found = report(pickup, played)
+    assert found["success_rate"] >= 0.6 and found["trials"] == 8
+    assert played.frames.shape[1:] == (8, pickup.frame_dim) and played.actions.shape[2] == ACTION_DIM
+    i = int(np.argmax(played.success))
+    lifted = played.qpos[: played.steps[i], i, pickup.task.box[2]]
+    assert lifted[0] < TABLE_HEIGHT + 0.5 * EDGE + 0.01 and lifted[-1] > TABLE_HEIGHT + 0.5 * EDGE + 0.09
+    # No box flies: between two frames it moves no faster than the hands can.
+    assert (
+        np.abs(
+            np.diff(played.qpos[: played.steps[i], i, pickup.task.box[:3][0] : pickup.task.box[2] + 1], axis=0)
+        ).max()
+        < 0.15
+    )
+
+
+def test_unknown_tasks_are_refused():
+    with pytest.raises(ConfigError, match="pickup"):
+        make_task("juggling")
+    assert set(TASKS) >= {"pickup", "transport"}
