@@ -274,6 +274,9 @@ def test_readme_commands_parse(line, tmp_path, monkeypatch):
     out = re.search(r"--out (\S+)", line)
     if out:
         Path(out[1]).mkdir(parents=True)
+    for path in re.findall(r"--(?:data|planner) (\S+)", line):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
     parse(line.removeprefix("rdp "))
 
 

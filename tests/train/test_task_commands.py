@@ -1,0 +1,59 @@
+"""Bad input of the task commands: exit 2, the field, the value, what is allowed, and nothing written."""
+
+import numpy as np
+import pytest
+
+from rdp_jax.data import episodes as E
+from train.cli import main
+
+BAD = (
+    (["collect", "--task", "juggling", "--out", "OUT"], "--task"),
+    (["collect", "--episodes", "0", "--out", "OUT"], "--episodes: got 0"),
+    (["collect", "--episodes", "2"], "--out: got None"),
+    (["eval", "--trials", "-1"], "--trials: got -1"),
+    (["eval", "--start-range", "nan"], "--start-range"),
+    (["eval", "--run", "nowhere"], "nowhere"),
+    (["pretrain", "--data", "nowhere"], "--data: got 'nowhere'"),
+    (["pretrain", "--data", "DATA", "--planner.executed", "13"], "--planner.executed: got 13"),
+    (["pretrain", "--data", "DATA", "--demonstrations", "3"], "--demonstrations: got 3, allowed: 1 .. 2"),
+    (["pretrain", "--data", "DATA", "--task", "transport"], "--task: got 'transport'"),
+    (["finetune", "--planner", "nowhere"], "--planner: got 'nowhere'"),
+    (["finetune", "--planner", "DATA", "--out", "OUT"], "no planner"),
+    (["finetune", "--dppo.minibatches", "7"], "--dppo.minibatches: got 7"),
+)
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "episodes.safetensors"
+    rng = np.random.default_rng(0)
+    E.save(
+        path,
+        E.from_lists(
+            [rng.normal(size=(4, 46))] * 2,
+            [rng.normal(size=(4, 23))] * 2,
+            [np.zeros(4)] * 2,
+            [True] * 2,
+            [0, 1],
+            metadata={"task": "pickup"},
+        ),
+    )
+    return path
+
+
+@pytest.mark.parametrize(("words", "complaint"), BAD)
+def test_bad_input_is_refused_before_anything_is_written(words, complaint, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = [{"OUT": str(out), "DATA": str(data)}.get(word, word) for word in words]
+    assert main(words) == 2
+    assert complaint in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_demonstrations_are_never_overwritten(tmp_path, data, capsys):
+    before = data.read_bytes()
+    assert main(["collect", "--episodes", "2", "--out", str(tmp_path)]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert main(["collect", "--episodes", "2", "--out", str(tmp_path), "--resume"]) == 2
+    assert "recipe" in capsys.readouterr().err
+    assert data.read_bytes() == before
