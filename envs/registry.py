@@ -46,3 +46,5 @@ def _lazy(target: str) -> Factory:
 
 
 register("toy", "envs.toy:Toy")
+for _name in ("hopper", "walker2d", "halfcheetah"):
+    register(_name, f"envs.gym:{_name}")
