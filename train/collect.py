@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,9 +15,10 @@ from rdp_jax.config import ConfigError
 from rdp_jax.data import episodes as E
 from rdp_jax.runs import git_revision, versions
 from train import output
+from train.medium import record_medium
 from train.rollouts import ExpertPlayer, Played, Theatre
-from train.task_args import CollectArgs
-from train.tasks import make_env, make_params
+from train.task_args import GYM_TASKS, CollectArgs
+from train.tasks import HumanoidStage
 
 STREAM = 0xDE30
 FILE = "episodes.safetensors"
@@ -27,9 +29,11 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
     start = time.monotonic()
     assert args.out is not None
     path = args.out / FILE
+    if args.task in GYM_TASKS:
+        return _collect_medium(args, path, start)
     kept, tried, won = _previous(args, path)
-    env = make_env(args)
-    params = make_params(args, env)
+    stage = HumanoidStage(args)
+    env, params = stage.env, stage.params
     theatre = Theatre(env, ExpertPlayer(make_expert(args.task, env)), record=True)
     at_once = args.num_envs or min(256, max(args.episodes, 8))
     key = jax.random.fold_in(jax.random.key(args.seed), STREAM)
@@ -67,6 +71,25 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
         metrics=metrics,
         task=args.task,
         env_steps=steps,
+    )
+
+
+def _collect_medium(args: CollectArgs, path: Path, start: float) -> dict[str, Any]:
+    """Episodes of a gym task; see `train.medium`."""
+    if path.exists():
+        raise ConfigError("out", str(args.out), "a directory without demonstrations")
+    kept, metrics, env = record_medium(args)
+    E.save(path, kept)
+    found = E.summary(kept)
+    return output.summary(
+        "collect",
+        seed=args.seed,
+        backend=env.physics.name,
+        num_envs=args.num_envs or 64,
+        wall_s=time.monotonic() - start,
+        metrics={"kept": len(kept), "expert_success_rate": None, **found, **metrics},
+        task=args.task,
+        env_steps=metrics["ppo_env_steps"] + found["steps"],
     )
 
 

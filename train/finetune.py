@@ -18,11 +18,11 @@ from rdp_jax.nets.build import GAUSSIAN
 from rdp_jax.planner import Planner, save
 from rdp_jax.runs import Run, git_revision, versions
 from train import output
-from train.evaluate import planner_params
 from train.pretrain import PLANNER
-from train.rollouts import PlannerPlayer, Theatre, evaluate, report
 from train.task_args import FinetuneArgs
-from train.tasks import check_fits, find_planner, make_env, make_params
+from train.tasks import Stage, check_fits, find_planner, set_up
+
+JUDGED = ("success_rate", "success_ci95", "return", "return_ci95")
 
 
 def start_planner(args: FinetuneArgs) -> Planner:
@@ -44,9 +44,9 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     config = args.dppo
     if args.algo == "gaussian-ppo":
         config = dataclasses.replace(config, tuned_steps=1)
-    env = make_env(args, before.config.history)
+    stage = set_up(args, before.config.history)
+    env, params = stage.env, stage.params
     check_fits(before, env)
-    params = make_params(args, env)
     recorded = to_dict(
         dataclasses.replace(
             args,
@@ -62,7 +62,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
         )
     )
     run = Run(args.out, recorded, resume=args.resume) if args.out else None
-    first = evaluated(args, env, before, params, "before")
+    first = evaluated(args, stage, before)
     mesh = parallel.make_mesh()
     vector = AutoReset(Chunked(env, before.config.executed))  # type: ignore[arg-type]
     policy: Any = before.actor().policy
@@ -100,16 +100,16 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     )
     if args.out:
         save(args.out / PLANNER, after)
-    second = evaluated(args, env, after, params, "after")
+    second = evaluated(args, stage, after)
     if run:
         run.close()
     steps = dppo.env_steps(config, state, before.config.executed)
-    reached = next((i + 1 for i, rate in enumerate(curve) if rate >= 0.9), None)
+    # Returns of gym tasks are no rates.
+    rates = curve if "success_rate" in first or not first else []
+    reached = next((i + 1 for i, rate in enumerate(rates) if rate >= 0.9), None)
     metrics = {
-        "success_rate_before": first.get("success_rate"),
-        "success_ci95_before": first.get("success_ci95"),
-        "success_rate_after": second.get("success_rate"),
-        "success_ci95_after": second.get("success_ci95"),
+        **{f"{name}_before": first.get(name) for name in JUDGED if name in first},
+        **{f"{name}_after": second.get(name) for name in JUDGED if name in second},
         "iterations": int(state.iteration),
         "iterations_to_90": reached,
         "env_steps": steps,
@@ -134,25 +134,13 @@ def visited(planner: Planner) -> int:
     return 1 if planner.config.net.kind in GAUSSIAN else planner.config.diffusion.visited
 
 
-def evaluated(args: FinetuneArgs, env: Any, planner: Planner, params: Any, label: str) -> dict[str, Any]:
-    """Success over `--trials` fresh starts; nothing without trials."""
-    if not args.trials:
-        return {}
-    theatre = Theatre(env, PlannerPlayer(planner.actor()))
-    with output.Progress(f"eval {label}", total=args.trials) as bar:
-        played = evaluate(
-            theatre,
-            args.seed,
-            args.trials,
-            params,
-            planner_params(planner),
-            progress=lambda done, _: bar.update(done, done, ""),
-        )
-    return report(env, played)
+def evaluated(args: FinetuneArgs, stage: Stage, planner: Planner) -> dict[str, Any]:
+    """Figures over `--trials` fresh starts, the same ones every time; nothing without trials."""
+    return stage.judge(planner, args.seed, args.trials) if args.trials else {}
 
 
 def success_of(metrics: dict[str, Any]) -> float:
-    """Share of the episodes that ended in this iteration, with exploration noise, that succeeded; NaN if none ended."""
+    """Mean return, exploring, of the episodes that ended in this iteration (the success rate of a T1 task); NaN if none did."""
     finished = metrics["episode/finished"]
     return float(metrics["episode/return"]) if finished else float("nan")
 
@@ -160,6 +148,6 @@ def success_of(metrics: dict[str, Any]) -> float:
 def note(metrics: dict[str, Any]) -> str:
     """What the progress line says."""
     return (
-        f"success {success_of(metrics):.2f} of {int(metrics['episode/finished'])}  kl {metrics['policy/kl']:.3f}  "
+        f"return {success_of(metrics):.2f} of {int(metrics['episode/finished'])}  kl {metrics['policy/kl']:.3f}  "
         f"clipped {metrics['policy/clip_fraction']:.2f}  explained {metrics['value/explained_variance']:.2f}"
     )

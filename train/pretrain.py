@@ -20,10 +20,8 @@ from rdp_jax.planner import Bundle, Dims, Planner, make_policy, save
 from rdp_jax.runs import Run, git_revision, versions
 from train import output
 from train.collect import FILE
-from train.evaluate import planner_params
-from train.rollouts import PlannerPlayer, Theatre, evaluate, report
 from train.task_args import PretrainArgs
-from train.tasks import check_fits, make_env, make_params
+from train.tasks import check_fits, set_up
 
 PLANNER = "planner.safetensors"
 
@@ -52,7 +50,7 @@ def normalised(args: PretrainArgs, found: E.Episodes) -> tuple[tuple[bc.Data, bc
         if not len(index):
             parts.append(jax.tree.map(lambda x: x[:0], parts[0]))
             continue
-        parts.append(bc.Data(*W.gather(*flat, W.windows(found, config.history, config.horizon, only=index))))
+        parts.append(bc.Data(*W.gather(*flat, W.windows(found, config.history, config.horizon, args.pad_end, index))))
     return (parts[0], parts[1]), Bundle((), frame.tile(config.history), action)
 
 
@@ -111,7 +109,9 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
         "success_rate": None,
     }
     if args.trials:
-        metrics |= closing_evaluation(args, planner, args.trials)
+        stage = set_up(args, planner.config.history)
+        check_fits(planner, stage.env)
+        metrics |= stage.judge(planner, args.seed, args.trials, args.num_envs)
     if run:
         run.close()
     metrics = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in metrics.items()}
@@ -125,20 +125,3 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
         task=args.task,
         env_steps=0,
     )
-
-
-def closing_evaluation(args: Any, planner: Planner, trials: int) -> dict[str, Any]:
-    """Success of `planner` over `trials` fresh starts."""
-    env = make_env(args, planner.config.history)
-    check_fits(planner, env)
-    theatre = Theatre(env, PlannerPlayer(planner.actor()))
-    with output.Progress(f"eval {args.task}", total=trials) as bar:
-        played = evaluate(
-            theatre,
-            args.seed,
-            trials,
-            make_params(args, env),
-            planner_params(planner),
-            progress=lambda done, _: bar.update(done, done, ""),
-        )
-    return report(env, played)

@@ -14,7 +14,9 @@ from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import PlannerConfig
 from train.args import Common, Resumable, input_file, optional, said
 
-TASKS = ("pickup", "transport")
+T1_TASKS = ("pickup", "transport")
+GYM_TASKS = ("hopper", "walker2d", "halfcheetah")
+TASKS = (*T1_TASKS, *GYM_TASKS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,11 @@ class TaskFlags(Common):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CollectArgs(TaskFlags):
-    """Collect demonstrations of the heuristic expert, successes only, into `--out`/episodes.safetensors."""
+    """Collect demonstrations into `--out`/episodes.safetensors.
+
+    T1 tasks: successes of the heuristic expert.  Gym tasks: a policy that our own PPO learns first, up to the return of D4RL's
+    medium data, recorded with its noise.
+    """
 
     episodes: int = ranged(50, 1, 10**7, "successful episodes to keep")
     resume: bool = said(False, "go on from what --out holds already")
@@ -52,6 +58,22 @@ class EvalArgs(TaskFlags):
     trials: int = ranged(256, 1, 10**7, "episodes")
 
 
+PLANNER_PRESET = chosen(
+    "cpu", ("cpu", "gpu", "gym"), "defaults of all other flags; gym: as DPPO published for gym tasks"
+)
+
+
+def gym_planner() -> PlannerConfig:
+    """The planner of DPPO's gym experiments (reference, section 6)."""
+    return PlannerConfig(
+        net=NetConfig(kind="mlp", sizes=(512, 512, 512), time_dim=16, activation="relu"),
+        diffusion=DiffusionConfig(steps=20, sampler="ddpm", min_std=0.1),
+        horizon=4,
+        executed=4,
+        history=1,
+    )
+
+
 def task_planner() -> PlannerConfig:
     """The planner of the T1 tasks: a small DiT, five DDIM steps of a hundred."""
     return PlannerConfig(
@@ -64,11 +86,13 @@ def task_planner() -> PlannerConfig:
 class PretrainArgs(Resumable, TaskFlags):
     """Imitate demonstrations."""
 
+    preset: str = PLANNER_PRESET
     data: Path | None = said(None, "demonstrations: a file, or a directory that `rdp collect` wrote")
     net: str = chosen("dit", ("dit", "mlp", "unet", "lstm", "gaussian-mlp"), "kind of planner")
     demonstrations: int | None = optional(1, 10**7, "use that many episodes; left out: all")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     epochs: int = ranged(200, 1, 10**7, "passes over the data")
+    pad_end: str = chosen("repeat", ("repeat", "none"), "windows at an episode's end: repeat its last action, or none")
     validation: float = ranged(0.04, 0.0, 0.9, "share of episodes kept for validation")
     trials: int = ranged(64, 0, 10**7, "episodes of the closing evaluation; 0 for none")
     planner: PlannerConfig = dataclasses.field(default_factory=task_planner)
@@ -76,8 +100,13 @@ class PretrainArgs(Resumable, TaskFlags):
 
     @classmethod
     def defaults(cls, preset: str) -> PretrainArgs:
-        """The presets differ in nothing here."""
-        return cls(preset=preset)
+        """What `--preset` stands for: `gym` differs, the others do not."""
+        if preset != "gym":
+            return cls(preset=preset)
+        bc = BCConfig(batch=1024, lr=1e-3, lr_min=1e-4, epochs_per_call=1)
+        return cls(
+            preset=preset, task="hopper", net="mlp", epochs=200, pad_end="none", planner=gym_planner(), bc=bc, trials=80
+        )
 
     def resolved(self) -> PretrainArgs:
         """`--net` is the planner's kind of network."""
@@ -120,6 +149,7 @@ def task_dppo(preset: str) -> DPPOConfig:
 class FinetuneArgs(Resumable, TaskFlags):
     """Fine-tune a planner by reinforcement learning; the controller stays as it is."""
 
+    preset: str = PLANNER_PRESET
     algo: str = chosen("dppo", ("dppo", "gaussian-ppo"), "dppo for diffusion planners, gaussian-ppo for the others")
     planner: Path | None = input_file("planner file to start from; left out: the shipped pre-trained one")
     iterations: int = ranged(40, 1, 10**7, "iterations")
@@ -130,6 +160,9 @@ class FinetuneArgs(Resumable, TaskFlags):
     @classmethod
     def defaults(cls, preset: str) -> FinetuneArgs:
         """What `--preset` stands for."""
+        if preset == "gym":
+            dppo = DPPOConfig()
+            return cls(preset=preset, task="hopper", num_envs=dppo.num_envs, dppo=dppo, trials=80, iterations=100)
         dppo = task_dppo(preset)
         return cls(preset=preset, num_envs=dppo.num_envs, dppo=dppo)
 

@@ -1,31 +1,131 @@
-"""What the task commands share: environments, controller weights, planner files."""
+"""What the task commands share: a task's environment, its parameters, how a planner is judged on it, planner files."""
 
 from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
+from envs.chunk import Chunked
+from envs.gym.locomotion import SPECS, Locomotion
 from envs.tasks.catalog import make_task
 from envs.tasks.hierarchy import Hierarchy, HierarchyConfig, PlannerParams
+from envs.wrappers import AutoReset
 from rdp_jax.config import ConfigError
+from rdp_jax.evaluate import first_episodes
 from rdp_jax.planner import Planner, load
+from train import output
 from train.controller import act, load_part
+from train.rollouts import EVALUATION_STREAM, PlannerPlayer, Theatre, evaluate, report
 from train.task_args import TaskFlags
 
 
-def make_env(args: TaskFlags, history: int = 8) -> Hierarchy:
-    """The planner's environment of `args.task`."""
-    return Hierarchy(make_task(args.task), act, HierarchyConfig(args.backend, args.physics_dt, history))
+class Stage(Protocol):
+    """A task as the commands see it.
+
+    Attributes:
+      env: the environment, one action per step.
+      params: its parameters.
+    """
+
+    env: Any
+    params: Any
+
+    def judge(self, planner: Planner, seed: int, trials: int, at_once: int | None = None) -> dict[str, Any]:
+        """Figures of `planner` over `trials` fresh starts of the seed's evaluation stream; `score` is what counts."""
+        ...
 
 
-def make_params(args: TaskFlags, env: Hierarchy) -> PlannerParams:
-    """Its parameters: shipped or given controller, starts of the given range."""
-    params = env.default_params({"legs": load_part("legs", args.legs), "hands": load_part("hands", args.hands)})
-    start = params.control.world.replace(scale=jnp.float32(args.start_range))
-    return params.replace(control=params.control.replace(world=start))
+def set_up(args: TaskFlags, history: int) -> Stage:
+    """The stage of `args.task` for planners that see `history` frames.  Raises `ConfigError`."""
+    return GymStage(args, history) if args.task in SPECS else HumanoidStage(args, history)
+
+
+class HumanoidStage:
+    """A task of the T1; the score is the success rate."""
+
+    def __init__(self, args: TaskFlags, history: int = 8):
+        self.name = args.task
+        self.env = Hierarchy(make_task(args.task), act, HierarchyConfig(args.backend, args.physics_dt, history))
+        self.params = self._params(args)
+
+    def _params(self, args: TaskFlags) -> PlannerParams:
+        """Shipped or given controller, starts of the given range."""
+        params = self.env.default_params({part: load_part(part, getattr(args, part)) for part in ("legs", "hands")})
+        start = params.control.world.replace(scale=jnp.float32(args.start_range))
+        return params.replace(control=params.control.replace(world=start))
+
+    def judge(self, planner: Planner, seed: int, trials: int, at_once: int | None = None) -> dict[str, Any]:
+        """See `Stage.judge`."""
+        return self.judge_player(PlannerPlayer(planner.actor()), weights_of(planner), seed, trials, at_once)
+
+    def judge_player(
+        self, player: Any, weights: Any, seed: int, trials: int, at_once: int | None = None
+    ) -> dict[str, Any]:
+        """As `judge`, for any `train.rollouts.Player`."""
+        theatre = Theatre(self.env, player)
+        with output.Progress(f"eval {self.name}", total=trials) as bar:
+            played = evaluate(
+                theatre,
+                seed,
+                trials,
+                self.params,
+                weights,
+                at_once or min(256, trials),
+                lambda done, steps: bar.update(done, steps, ""),
+            )
+        found = report(self.env, played)
+        return {**found, "score": found["success_rate"], "env_steps": int(played.steps.sum())}
+
+
+class GymStage:
+    """A Gymnasium task; the score is the mean return."""
+
+    def __init__(self, args: TaskFlags, history: int = 1):
+        if history != 1:
+            raise ConfigError("planner.history", history, f"1 for {args.task}")
+        self.name, self.params = args.task, ()
+        self.env = Locomotion(args.task, args.backend)
+
+    def judge(self, planner: Planner, seed: int, trials: int, at_once: int | None = None) -> dict[str, Any]:
+        """See `Stage.judge`."""
+        actor, weights = planner.actor(), weights_of(planner)
+        chunked = Chunked(self.env, planner.config.executed)
+        vector = AutoReset(chunked)
+        key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
+        at_once = at_once or min(64, trials)
+
+        @jax.jit
+        def play(indices, bundle, base):
+            def choose(obs, keys):
+                return actor.act(bundle, base, obs["actor"], keys)
+
+            return first_episodes(vector, choose, key, indices, (), chunked.spec.episode_steps)
+
+        returns, steps = [], 0
+        with output.Progress(f"eval {self.name}", total=trials) as bar:
+            for first in range(0, trials, at_once):
+                played = play(jnp.arange(first, min(first + at_once, trials)), *weights)
+                returns.append(np.asarray(played.returns))
+                steps += int(played.steps.sum()) * planner.config.executed
+                bar.update(min(first + at_once, trials), steps, f"return {np.concatenate(returns).mean():.0f}")
+        return {**return_report(np.concatenate(returns)), "env_steps": steps}
+
+
+def return_report(returns: np.ndarray) -> dict[str, Any]:
+    """Mean return with a 95 % interval of the mean."""
+    half = 1.96 * float(returns.std(ddof=1)) / len(returns) ** 0.5 if len(returns) > 1 else 0.0
+    mean = float(returns.mean())
+    return {"trials": len(returns), "return": mean, "return_ci95": [mean - half, mean + half], "score": mean}
+
+
+def weights_of(planner: Planner) -> tuple[Any, Any]:
+    """What an `Actor` wants: the bundle, and the frozen weights if some steps run on those."""
+    return planner.bundle, planner.base if planner.tuned_steps else ()
 
 
 def shipped(task: str, which: str) -> Path:
@@ -59,4 +159,4 @@ def check_fits(planner: Planner, env: Any) -> None:
     """Raises `ConfigError` if the planner's widths are not the environment's."""
     wanted, found = env.spec.obs_dims["actor"], planner.config.history * planner.dims.frame
     if wanted != found:
-        raise ConfigError("planner", found, f"observations of width {wanted} ({env.task.name})")
+        raise ConfigError("planner", found, f"observations of width {wanted} ({env.spec.name})")
