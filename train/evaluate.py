@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
 from envs.tasks.catalog import EXPERTS, make_expert
 from rdp_jax.config import ConfigError
+from rdp_jax.diffusion.gaussian import GaussianConfig
+from rdp_jax.nets.build import GAUSSIAN
+from rdp_jax.planner import Planner
 from train import output
 from train.rollouts import ExpertPlayer
 from train.task_args import EvalArgs
 from train.tasks import HumanoidStage, check_fits, find_planner, set_up
+
+
+def exploring(planner: Planner, std: float) -> Planner:
+    """`planner` with another exploration noise."""
+    config = planner.config
+    if config.net.kind in GAUSSIAN:
+        return dataclasses.replace(planner, config=dataclasses.replace(config, gaussian=GaussianConfig(std=std)))
+    diffusion = dataclasses.replace(config.diffusion, min_std=std)
+    return dataclasses.replace(planner, config=dataclasses.replace(config, diffusion=diffusion))
 
 
 def run_eval(args: EvalArgs) -> dict[str, Any]:
@@ -27,7 +40,10 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
         planner = find_planner(args.run, args.task, args.which)
         stage = set_up(args, planner.config.history)
         check_fits(planner, stage.env)
-        found = stage.judge(planner, args.seed, args.trials, args.num_envs)
+        if args.explore_std is not None:
+            planner = exploring(planner, args.explore_std)
+        explore = args.explore_std is not None
+        found = stage.judge(planner, args.seed, args.trials, args.num_envs, explore)
     steps = found.pop("env_steps")
     return output.summary(
         "eval",

@@ -56,6 +56,7 @@ class EvalArgs(TaskFlags):
     run: Path | None = said(None, "run directory (or planner file) to judge; left out: the shipped planner")
     which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")
     trials: int = ranged(256, 1, 10**7, "episodes")
+    explore_std: float | None = optional(1e-4, 1.0, "sample as fine-tuning does, with at least this std in every step")
 
 
 PLANNER_PRESET = chosen(
@@ -77,8 +78,8 @@ def gym_planner() -> PlannerConfig:
 def task_planner() -> PlannerConfig:
     """The planner of the T1 tasks: a small DiT, five DDIM steps of a hundred.
 
-    Exploration of 0.05 in the last step is a centimetre of jitter in every hand target, ten times a second: the imitator of
-    docs/planner.md then holds the box in three episodes of ten instead of eight.
+    Exploration of 0.05 in the last step would be a centimetre of jitter in every hand target, ten times a second, and few boxes
+    stay in the hands (docs/planner.md: `rdp eval --explore-std`); 0.02 keeps nearly all of the success to learn from.
     """
     return PlannerConfig(
         net=NetConfig(kind="dit", width=96, depth=3, heads=4, sizes=(256, 256, 256), activation="mish"),

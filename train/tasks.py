@@ -35,8 +35,13 @@ class Stage(Protocol):
     env: Any
     params: Any
 
-    def judge(self, planner: Planner, seed: int, trials: int, at_once: int | None = None) -> dict[str, Any]:
-        """Figures of `planner` over `trials` fresh starts of the seed's evaluation stream; `score` is what counts."""
+    def judge(
+        self, planner: Planner, seed: int, trials: int, at_once: int | None = None, explore: bool = False
+    ) -> dict[str, Any]:
+        """Figures of `planner` over `trials` fresh starts of the seed's evaluation stream; `score` is what counts.
+
+        `explore` samples with the noise of fine-tuning.
+        """
         ...
 
 
@@ -59,9 +64,11 @@ class HumanoidStage:
         start = params.control.world.replace(scale=jnp.float32(args.start_range))
         return params.replace(control=params.control.replace(world=start))
 
-    def judge(self, planner: Planner, seed: int, trials: int, at_once: int | None = None) -> dict[str, Any]:
+    def judge(
+        self, planner: Planner, seed: int, trials: int, at_once: int | None = None, explore: bool = False
+    ) -> dict[str, Any]:
         """See `Stage.judge`."""
-        return self.judge_player(PlannerPlayer(planner.actor()), weights_of(planner), seed, trials, at_once)
+        return self.judge_player(PlannerPlayer(planner.actor(), explore), weights_of(planner), seed, trials, at_once)
 
     def judge_player(
         self, player: Any, weights: Any, seed: int, trials: int, at_once: int | None = None
@@ -91,7 +98,9 @@ class GymStage:
         self.name, self.params = args.task, ()
         self.env = Locomotion(args.task, args.backend)
 
-    def judge(self, planner: Planner, seed: int, trials: int, at_once: int | None = None) -> dict[str, Any]:
+    def judge(
+        self, planner: Planner, seed: int, trials: int, at_once: int | None = None, explore: bool = False
+    ) -> dict[str, Any]:
         """See `Stage.judge`."""
         actor, weights = planner.actor(), weights_of(planner)
         chunked = Chunked(self.env, planner.config.executed)
@@ -102,7 +111,7 @@ class GymStage:
         @jax.jit
         def play(indices, bundle, base):
             def choose(obs, keys):
-                return actor.act(bundle, base, obs["actor"], keys)
+                return actor.act(bundle, base, obs["actor"], keys, explore)
 
             return first_episodes(vector, choose, key, indices, (), chunked.spec.episode_steps)
 

@@ -36,7 +36,8 @@ class GaussianPolicy:
     """
 
     def __init__(self, net: Any, config: GaussianConfig, shape: tuple[int, int]):
-        self.net, self.config, self.shape = net, config, tuple(shape)
+        self.net, self.config = net, config
+        self.shape: tuple[int, int] = (shape[0], shape[1])
 
     def init(self, key: Array, obs_dim: int) -> Any:
         """Fresh parameters for observations of width `obs_dim`."""

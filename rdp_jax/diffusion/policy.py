@@ -42,7 +42,8 @@ class DiffusionPolicy:
     """
 
     def __init__(self, net: Any, config: DiffusionConfig, shape: tuple[int, int]):
-        self.net, self.config, self.shape = net, config, tuple(shape)
+        self.net, self.config = net, config
+        self.shape: tuple[int, int] = (shape[0], shape[1])
         self.exploring, self.evaluating = schedule.explore(config), schedule.evaluate(config)
 
     def init(self, key: Array, obs_dim: int) -> Any:

@@ -1,0 +1,139 @@
+"""Scenarios `chain` and `update`: DPPO's sampling and its gradient step, beside the same in eager PyTorch.
+
+Sizes are those of DPPO's hopper: chunks of 4 x 3, 11 observations, K = 20, K' = 10, a residual MLP of three layers of 512.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.scenarios import Case
+from envs.chunk import Chunked
+from envs.gym.locomotion import Locomotion
+from envs.wrappers import AutoReset
+from rdp_jax import normalize
+from rdp_jax.algos import dppo
+from rdp_jax.config import ConfigError
+from rdp_jax.data.windows import MinMax
+from rdp_jax.diffusion.policy import DiffusionPolicy
+from rdp_jax.diffusion.schedule import DiffusionConfig
+from rdp_jax.nets.denoiser import DenoiserMLP
+from rdp_jax.planner import Bundle
+
+SHAPE, OBS, TUNED = (4, 3), 11, 10
+MISSING = None if importlib.util.find_spec("torch") else "PyTorch is not installed (pip install '.[bench]')"
+
+
+def policy_and_params() -> tuple[DiffusionPolicy, Any]:
+    """The policy of every case, and its parameters."""
+    policy = DiffusionPolicy(DenoiserMLP(), DiffusionConfig(), SHAPE)
+    return policy, policy.init(jax.random.key(0), OBS)
+
+
+def flops_per_row(params: Any) -> int:
+    """Multiply-adds of one forward pass, counted as two operations each."""
+    return sum(2 * x.size for x in jax.tree.leaves(params) if x.ndim == 2)
+
+
+def chain(envs: Sequence[int], cases: Sequence[str]) -> list[Case]:
+    """Whole chains for `envs` observations at once: K - K' steps of the frozen network, K' of the trained one.
+
+    Args:
+      envs: batch sizes.
+      cases: of `jax`, `torch`.
+    """
+    policy, params = policy_and_params()
+    steps = policy.config.visited
+
+    def ours(count: int) -> Callable[[], Callable[[], Any]]:
+        def build():
+            obs = jnp.asarray(np.random.default_rng(0).normal(size=(count, OBS)), jnp.float32)
+
+            @jax.jit
+            def sample(base, tuned, obs, keys):
+                noise = policy.row_noise(keys)
+                return policy.sample_split(base, tuned, TUNED, obs, noise, True)
+
+            keys = jax.random.split(jax.random.key(1), count)
+            return lambda: jax.block_until_ready(sample(params, params, obs, keys))
+
+        return build
+
+    def peer(count: int) -> Callable[[], Callable[[], Any]]:
+        def build():
+            from benchmarks.torch_peer import Chain
+
+            return Chain(policy, params, count, OBS, TUNED).sample
+
+        return build
+
+    return [
+        Case(
+            f"{name}_{count}",
+            {"jax": ours, "torch": peer}[_known(name)](count),
+            count,
+            "chunks",
+            lambda count=count: {"flop_per_call": flops_per_row(params) * steps * count},  # type: ignore[misc]
+            MISSING if name == "torch" else None,
+        )
+        for count in envs
+        for name in cases
+    ]
+
+
+def update(pairs: int, cases: Sequence[str]) -> list[Case]:
+    """One gradient step of actor and critic on `pairs` (chunk, inner step) pairs, Adam included."""
+    if pairs % TUNED:
+        raise ConfigError("pairs", pairs, f"a multiple of {TUNED}")
+    policy, params = policy_and_params()
+    outer = pairs // TUNED
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    batch = dppo.Batch(
+        obs=normal(outer, 1, OBS),
+        critic_obs=normal(outer, 1, OBS),
+        chain=0.5 * normal(outer, 1, TUNED + 1, *SHAPE),
+        advantage=normal(outer, 1),
+        target=normal(outer, 1),
+        log_prob=normal(outer, 1, TUNED),
+        mean=normal(outer, 1, TUNED, *SHAPE),
+    )
+    config = dppo.DPPOConfig(num_envs=1, unroll_length=outer, epochs=1, minibatches=1, shuffle_groups=1, target_kl=1e9)
+
+    def ours():
+        vector = AutoReset(Chunked(Locomotion("hopper", "native"), SHAPE[0]))
+        learner = dppo.Update(config, policy, vector)
+        one = jnp.ones(OBS)
+        bundle = Bundle(params, MinMax(-one, one), MinMax(-jnp.ones(SHAPE[1]), jnp.ones(SHAPE[1])))
+        state = dppo.init(jax.random.key(0), config, policy, bundle, vector, ())
+        state = state.replace(env=(), episode=(), normalizer=normalize.create(OBS))
+        step = jax.jit(lambda state, batch, key: learner._learn(state, batch, key)[:2])
+        return lambda: jax.block_until_ready(step(state, batch, jax.random.key(1)))
+
+    def peer():
+        from benchmarks.torch_peer import Learner
+
+        return Learner(policy, params, config, batch, TUNED).step
+
+    # Forward and backward of the actor; the critic is a tenth of it, and not counted.
+    details = lambda: {"flop_per_call": 3 * flops_per_row(params) * pairs}  # noqa: E731
+    builds = {"jax": ours, "torch": peer}
+    return [
+        Case(name, builds[_known(name)], pairs, "pairs", details, MISSING if name == "torch" else None)
+        for name in cases
+    ]
+
+
+def _known(name: str) -> str:
+    if name not in ("jax", "torch"):
+        raise ConfigError("cases", name, "jax | torch")
+    return name
