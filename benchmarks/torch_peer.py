@@ -30,7 +30,7 @@ class Denoiser(nn.Module):
     def __init__(self, params: Any, time_dim: int = 16):
         super().__init__()
         half = time_dim // 2
-        self.register_buffer("frequency", torch.exp(-math.log(1e4) / (half - 1) * torch.arange(half)))
+        self.frequency = torch.exp(-math.log(1e4) / (half - 1) * torch.arange(half))
         self.hidden, self.out = _linear(params["time"]["hidden"]), _linear(params["time"]["out"])
         trunk = {name: _linear(layer["dense"]) for name, layer in params["trunk"].items()}
         self.trunk = nn.ModuleDict(trunk)

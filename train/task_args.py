@@ -138,7 +138,7 @@ def task_dppo(preset: str) -> DPPOConfig:
         "epochs": 4,
         "clip": 0.002,
         "clip_base": 0.002,
-        "critic_warmup": 2,
+        "critic_warmup": 1,
         "actor_lr": 5e-5,
         "target_kl": 0.3,
         # The reference's clamp of 2 would bind everywhere where the std is 0.02.

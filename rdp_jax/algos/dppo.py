@@ -119,7 +119,7 @@ class LearnerState:
       params: `{"actor": denoiser, "critic"}`.
       base: the pre-trained planner: frozen weights of the first steps, and the bounds of observations and actions.
       opt_state: Adam moments, `{"actor", "critic"}`.
-      normalizer: of the critic's observations, frozen inside an iteration.
+      normalizer: of the critic's observations; takes in a rollout before that is valued.
       scale: moments of the discounted return, for reward scaling; `running (B,)` that return.
       env, episode: environments and sums of their episodes, `(B, ...)`; with `running` the only sharded parts.
       key: random key of the run: iteration `i` folds `i` into it.
@@ -259,13 +259,15 @@ class Update:
     def _iterate(self, state: LearnerState, env_params: Any):
         """Body of one iteration, on one device's share of the environments."""
         env_state, episode, data, stats, shuffle_key = self._collect(state, env_params)
+        # The critic's statistics may move before they are used, as nobody acted on them; else the first iteration would train it
+        # on raw observations and the second one on others.
+        state = state.replace(normalizer=normalize.merge(state.normalizer, data.obs["critic"], self.axis))
         reward, scale, running = self._scale_rewards(state, data)
         batch, info = self._prepare(state, data.replace(reward=reward))
         params, opt_state, skipped, losses = self._learn(state, batch, shuffle_key)
         new = state.replace(
             params=params,
             opt_state=opt_state,
-            normalizer=normalize.merge(state.normalizer, data.obs["critic"], self.axis),
             scale=scale,
             running=running,
             env=env_state,
