@@ -41,6 +41,7 @@ class Habits:
       squeeze: `()` how far inside the box's sides the palms are commanded [m].
       hand_speed: `()` [m/s].
       wobble: `()` size of the slow errors of the velocity command [m/s].
+      inward: `(2,)` by how much fingertips, and the lower edges of the palms, are turned towards the box [rad].
     """
 
     speed: Array
@@ -49,6 +50,7 @@ class Habits:
     squeeze: Array
     hand_speed: Array
     wobble: Array
+    inward: Array
 
 
 def draw_habits(key: Array) -> Habits:
@@ -65,6 +67,7 @@ def draw_habits(key: Array) -> Habits:
         squeeze=uniform(kq, 0.045, 0.06),
         hand_speed=uniform(kh, 0.2, 0.35),
         wobble=uniform(kw, 0.0, 0.03),
+        inward=jnp.zeros(2),
     )
 
 
@@ -129,10 +132,23 @@ def toward(now: Array, goal: Array, speed: Array) -> Array:
     return now + delta * jnp.minimum(1.0, speed * PLANNER_DT / (length + 1e-9))
 
 
-def beside(middle: Array, yaw: Array, half: float, overlap: Array | float) -> tuple[Array, Array]:
-    """Palm positions `(2, 3)` and rotations `(2, 3, 3)` on the sides of a box in `middle (3,)`, turned by `yaw`, trunk frame."""
+def beside(middle: Array, yaw: Array, half: float, overlap: Array | float, inward: Array) -> tuple[Array, Array]:
+    """Palms on the sides of a box in `middle (3,)`, turned by `yaw`, trunk frame.
+
+    Args:
+      middle: between the palms [m].
+      yaw: `()` heading of the box [rad].
+      half: of the box's edge [m].
+      overlap: how far inside the sides the palms are commanded [m].
+      inward: `(2,)` see `Habits`.
+
+    Returns:
+      Positions `(2, 3)` and rotations `(2, 3, 3)`.
+    """
     left = jnp.stack([-jnp.sin(yaw), jnp.cos(yaw), 0.0]) * (half - overlap)
-    return middle + jnp.stack([left, -left]), jnp.tile(rotations.mat_from_yaw(yaw), (2, 1, 1))
+    sides = jnp.array([-1.0, 1.0])[:, None] * jnp.stack([inward[1], 0.0, inward[0]])
+    rot = rotations.mat_from_yaw(yaw) @ rotations.mat_from_rotvec(sides)
+    return middle + jnp.stack([left, -left]), rot
 
 
 def command(velocity: Array, hand_pos: Array, hand_rot: Array, gripper: float = 0.0) -> Command:

@@ -58,7 +58,7 @@ class PickupExpert:
         there = jnp.all(jnp.abs(error) < jnp.asarray(TOLERANCE))
         off = jnp.any(jnp.abs(error) > 2.5 * jnp.asarray(TOLERANCE))
         middle = box + habits.offset
-        open_pos, open_rot = base.beside(middle, yaw, HALF, -base.READY_APART)
+        open_pos, open_rot = base.beside(middle, yaw, HALF, -base.READY_APART, jnp.zeros(2))
 
         stage, clock = memory.stage, memory.clock
         standing = ~base.walking(state)
@@ -83,7 +83,7 @@ class PickupExpert:
         before = jnp.where(far, base.ready(middle[2], HALF), open_pos)
         rise = jnp.minimum(RISE, habits.hand_speed * memory.clock) + 0.02 * jnp.clip(memory.clock - 1.5, 0.0, 4.0)
         lifted = memory.anchor[:3] + jnp.stack([0.0, 0.0, jnp.where(nxt == LIFT, rise, 0.0)])
-        shut_pos, shut_rot = base.beside(lifted, memory.anchor[3], HALF, habits.squeeze)
+        shut_pos, shut_rot = base.beside(lifted, memory.anchor[3], HALF, habits.squeeze, habits.inward)
         holding = nxt >= CLOSE
         goal = jnp.where(holding, shut_pos, before)
         rot = jnp.where(holding, shut_rot, jnp.where((nxt == WALK) & far, base.STRAIGHT, open_rot))

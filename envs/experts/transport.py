@@ -16,11 +16,22 @@ Array = jax.Array
 BACK, CARRY, HALT, LOWER, OPEN = range(LIFT + 1, LIFT + 6)
 CARRY_AT = (0.33, 0.0, 0.10)  # middle of the carried box, trunk frame [m]
 SLOW = (0.2, 0.08, 0.22)  # fastest with a box in the hands: ahead, aside [m/s], turning [rad/s]
+INWARD = ((0.2, 0.05), (0.3, 0.15))  # least and most, of fingertips and lower edges [rad]
 BACK_OFF = 0.35  # first away from the table, so that the box clears it when the robot turns [m]
 
 
 class TransportExpert(PickupExpert):
     """See `envs.experts.base.Expert`."""
+
+    def start(self, key: Array, state: State) -> Memory:
+        """As the pickup's, with palms that stay flat on the box.
+
+        Squeezing turns the hands outward; left so, forearms bear on the box, and it slides out of palms that touch with a corner.
+        """
+        memory = super().start(key, state)
+        low, high = jnp.asarray(INWARD)
+        inward = jax.random.uniform(jax.random.fold_in(key, 1), (2,), minval=low, maxval=high)
+        return memory.replace(habits=memory.habits.replace(inward=inward))
 
     def act(self, memory: Memory, state: State) -> tuple[Memory, Array]:
         """One planner action."""
@@ -69,10 +80,10 @@ class TransportExpert(PickupExpert):
         middle = jnp.where(nxt >= HALT, jnp.append(over, CARRY_AT[2]), jnp.asarray(CARRY_AT))
         middle = jnp.where(nxt >= LOWER, middle.at[2].set(low - 0.01), middle)
         apart = jnp.where(nxt == OPEN, -base.READY_APART, habits.squeeze)
-        pos, rot = base.beside(middle, memory.anchor[3], HALF, apart)
+        pos, rot = base.beside(middle, memory.anchor[3], HALF, apart, habits.inward)
         # A carried box is turned and moved slowly, or it slips; hands that have let go stay where the box is.
         box_yaw = rotations.wrap_angle(rotations.yaw_of(pose[3:]) - at[3])
-        open_pos, open_rot = base.beside(box, box_yaw, HALF, -base.READY_APART)
+        open_pos, open_rot = base.beside(box, box_yaw, HALF, -base.READY_APART, jnp.zeros(2))
         pos, rot = jnp.where(nxt == OPEN, open_pos, pos), jnp.where(nxt == OPEN, open_rot, rot)
         speed = jnp.where(nxt == LOWER, 0.08, jnp.where(nxt == OPEN, 0.3, 0.15))
         hands = base.toward(memory.hands, pos, speed)

@@ -8,8 +8,9 @@ from envs.t1.model import SIDES
 
 GRIP = [1.0, 1.0, 0.05, 1e-4, 1e-4]
 """Friction of a palm: sliding, sliding, torsional (without the last the box swings), rolling."""
-STIFF = [0.99, 0.995, 0.001, 0.5, 2.0]
-"""Contact impedance that keeps a squeezed box from creeping out of the palms with pyramidal cones."""
+STIFF, SOFT = [0.99, 0.995, 0.001, 0.5, 2.0], [0.9, 0.95, 0.001, 0.5, 2.0]
+"""Contact impedances of a palm: with pyramidal cones a squeezed box creeps out of anything softer than the first; with elliptic
+ones the second (MuJoCo's default) holds, and the first now and then flings the box away."""
 REST = [0.8, 0.8, 0.01, 1e-4, 1e-4]
 CORNER = 0.006  # radius of the spheres a box stands on [m]
 SLAB = 0.03  # thickness of a table top [m]
@@ -43,7 +44,9 @@ def touch_robot(spec: mujoco.MjSpec, geom: str) -> None:
         spec.add_pair(geomname1=part, geomname2=geom, condim=1)
 
 
-def add_box(spec: mujoco.MjSpec, name: str, edge: float, mass: float, rests_on: tuple[str, ...]) -> None:
+def add_box(
+    spec: mujoco.MjSpec, name: str, edge: float, mass: float, rests_on: tuple[str, ...], long: bool = False
+) -> None:
     """A free cube that two palms can hold by friction; it stands on its corners.
 
     Args:
@@ -52,6 +55,8 @@ def add_box(spec: mujoco.MjSpec, name: str, edge: float, mass: float, rests_on: 
       edge: length [m].
       mass: nominal [kg].
       rests_on: geoms it can stand on, the floor apart.
+      long: it is held for so long that it must not creep at all (elliptic cones, whose friction is stiffer than their normal
+        force); otherwise it sinks by 3 mm a second, which is cheaper on MJX.
     """
     body = spec.worldbody.add_body(name=name)
     body.add_freejoint(name=name)
@@ -67,9 +72,14 @@ def add_box(spec: mujoco.MjSpec, name: str, edge: float, mass: float, rests_on: 
         # The upper corners matter only to a box that has fallen, and only on the floor.
         for surface in ("floor", *(rests_on if z < 0 else ())):
             spec.add_pair(geomname1=corner, geomname2=surface, condim=3, friction=REST)
+    solimp = SOFT if long else STIFF
     for side in SIDES:
         for i in range(4):
-            spec.add_pair(geomname1=f"{side}_palm_{i}", geomname2=name, condim=4, friction=GRIP, solimp=STIFF)
+            spec.add_pair(geomname1=f"{side}_palm_{i}", geomname2=name, condim=4, friction=GRIP, solimp=solimp)
         spec.add_pair(geomname1=f"{side}_forearm", geomname2=name, condim=1)
     spec.add_pair(geomname1="trunk_core", geomname2=name, condim=1)
     spec.option.iterations, spec.option.ls_iterations = 8, 12
+    if long:
+        spec.option.cone, spec.option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10.0
+        # The C engine's line search is cut short by less, and the box with it.
+        spec.option.iterations, spec.option.ls_iterations = 10, 50
