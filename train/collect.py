@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ FILE = "episodes.safetensors"
 
 
 def run_collect(args: CollectArgs) -> dict[str, Any]:
-    """Plays batches until enough have succeeded; what is kept is saved after every batch."""
+    """Plays batches until enough have succeeded; what is kept is saved after every batch.
+
+    A directory that is filled in several calls ends up with the episodes that one call would have kept.
+    """
     start = time.monotonic()
     assert args.out is not None
     path = args.out / FILE
@@ -37,9 +41,10 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
     theatre = Theatre(env, ExpertPlayer(make_expert(args.task, env)), record=True)
     at_once = args.num_envs or min(256, max(args.episodes, 8))
     key = jax.random.fold_in(jax.random.key(args.seed), STREAM)
-    steps = 0
+    steps, whole = 0, None
     with output.Progress(f"collect {args.task}", total=args.episodes) as bar:
         while kept is None or len(kept) < args.episodes:
+            whole = {"kept": len(kept) if kept else 0, "tried": tried, "won": won}
             played = theatre.play(key, np.arange(tried, tried + at_once), params)
             tried, won = tried + at_once, won + int(played.success.sum())
             steps += int(played.steps.sum())
@@ -49,11 +54,12 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
             if fresh is not None:
                 kept = fresh if kept is None else E.concatenate([kept, fresh])
                 # The counts of all batches so far belong to the whole file.
-                object.__setattr__(kept, "metadata", {**kept.metadata, "tried": tried, "won": won})
+                kept = _noted(kept, tried=tried, won=won, whole=None)
                 E.save(path, kept, overwrite=True)
             bar.update(min(len(kept) if kept else 0, args.episodes), steps, f"success {won / tried:.2f}")
-    if len(kept) > args.episodes:
-        kept = E.take(kept, np.arange(args.episodes))
+    if whole is not None and len(kept) > args.episodes:
+        # The last batch is cut short here, and played again by whoever wants more.
+        kept = _noted(E.take(kept, np.arange(args.episodes)), whole=whole)
         E.save(path, kept, overwrite=True)
     metrics = {
         "episodes": tried,
@@ -72,6 +78,10 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
         task=args.task,
         env_steps=steps,
     )
+
+
+def _noted(episodes: E.Episodes, **entries: Any) -> E.Episodes:
+    return dataclasses.replace(episodes, metadata={**episodes.metadata, **entries})
 
 
 def _collect_medium(args: CollectArgs, path: Path, start: float) -> dict[str, Any]:
@@ -113,7 +123,10 @@ def _previous(args: CollectArgs, path: Any) -> tuple[E.Episodes | None, int, int
     theirs, ours = kept.metadata.get("recipe"), _recipe(args)
     if theirs != ours:
         raise ConfigError("resume", str(args.out), f"the recipe of its demonstrations, {theirs}; now {ours}")
-    return kept, int(kept.metadata["tried"]), int(kept.metadata["won"])
+    whole = kept.metadata.get("whole")
+    if whole is None or len(kept) >= args.episodes:
+        return kept, int(kept.metadata["tried"]), int(kept.metadata["won"])
+    return E.take(kept, np.arange(whole["kept"])) if whole["kept"] else None, int(whole["tried"]), int(whole["won"])
 
 
 def _episodes(args: CollectArgs, env: Any, played: Played, tried: int, won: int) -> E.Episodes | None:

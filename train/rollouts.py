@@ -142,7 +142,7 @@ class Theatre:
         return states.task.history[:, -1]
 
     def play(self, key: Array, numbers: np.ndarray, env_params: Any, player_params: Any = None) -> Played:
-        """Episodes `numbers (E,)`: each depends on `key` and its number alone, whatever else is in the batch."""
+        """Episodes `numbers (E,)`: starts depend on `key` and the number alone, what the player draws on the batch too."""
         start_key, play_key = jax.random.split(key)
         indices = jnp.asarray(numbers, jnp.uint32)
         states = self._reset(jax.vmap(jax.random.fold_in, (None, 0))(start_key, indices), env_params)
