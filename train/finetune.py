@@ -37,10 +37,22 @@ def start_planner(args: FinetuneArgs) -> Planner:
     return planner
 
 
+def with_first_std(planner: Planner, first_std: float | None) -> Planner:
+    """`planner` with another std of the first sample; itself if that is what it has."""
+    config = planner.config
+    if first_std is None or first_std == config.diffusion.first_std:
+        return planner
+    if config.net.kind in GAUSSIAN:
+        raise ConfigError("first_std", first_std, f"left out (a {config.net.kind} planner has no first sample)")
+    diffusion = dataclasses.replace(config.diffusion, first_std=first_std)
+    return dataclasses.replace(planner, config=dataclasses.replace(config, diffusion=diffusion))
+
+
 def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     """Evaluates, fine-tunes, evaluates again on the same fresh starts; writes `planner.safetensors`."""
     start = time.monotonic()
-    before = start_planner(args)
+    given = start_planner(args)
+    before = with_first_std(given, args.first_std)
     config = args.dppo
     if args.algo == "gaussian-ppo":
         config = dataclasses.replace(config, tuned_steps=1)
@@ -62,7 +74,9 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
         )
     )
     run = Run(args.out, recorded, resume=args.resume) if args.out else None
-    first = evaluated(args, stage, before)
+    first = evaluated(args, stage, given)
+    # What the smaller noise does alone, without any learning.
+    quiet = first if before is given else evaluated(args, stage, before)
     mesh = parallel.make_mesh()
     vector = AutoReset(Chunked(env, before.config.executed))  # type: ignore[arg-type]
     policy: Any = before.actor().policy
@@ -109,6 +123,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     reached = next((i + 1 for i, rate in enumerate(rates) if rate >= 0.9), None)
     metrics = {
         **{f"{name}_before": first.get(name) for name in JUDGED if name in first},
+        **{f"{name}_untrained": quiet.get(name) for name in JUDGED if name in quiet and before is not given},
         **{f"{name}_after": second.get(name) for name in JUDGED if name in second},
         "iterations": int(state.iteration),
         "iterations_to_90": reached,

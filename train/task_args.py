@@ -14,7 +14,7 @@ from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import PlannerConfig
 from train.args import Common, Resumable, input_file, optional, said
 
-T1_TASKS = ("pickup", "transport")
+T1_TASKS = ("pickup", "transport", "door")
 GYM_TASKS = ("hopper", "walker2d", "halfcheetah")
 TASKS = (*T1_TASKS, *GYM_TASKS)
 
@@ -139,7 +139,8 @@ def task_dppo(preset: str) -> DPPOConfig:
         "clip": 0.002,
         "clip_base": 0.002,
         "critic_warmup": 1,
-        "actor_lr": 5e-5,
+        "actor_lr": 4e-6,
+        "kl_goal": 0.05,
         "target_kl": 0.3,
         # The reference's clamp of 2 would bind everywhere where the std is 0.02.
         "log_prob_max": 20.0,
@@ -163,6 +164,9 @@ class FinetuneArgs(Resumable, TaskFlags):
     iterations: int = ranged(40, 1, 10**7, "iterations")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     trials: int = ranged(256, 0, 10**7, "episodes of the evaluations before and after; 0 for none")
+    first_std: float | None = optional(
+        0.0, 10.0, "std of the first sample from the start of fine-tuning on; left out: the planner's own"
+    )
     dppo: DPPOConfig = dataclasses.field(default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)})
 
     @classmethod

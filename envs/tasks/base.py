@@ -31,6 +31,10 @@ class View:
         """World point `(3,)` -> trunk frame."""
         return rotations.quat_rotate_inv(self.physics.qpos[3:7], point - self.physics.qpos[:3])
 
+    def world(self, point: Array) -> Array:
+        """Inverse of `local`."""
+        return self.physics.qpos[:3] + rotations.quat_rotate(self.physics.qpos[3:7], point)
+
     def local_pose(self, pose: Array) -> Array:
         """World pose `(7,)` (position, quaternion) -> `(9,)` position and 6-D rotation in the trunk frame."""
         quat = rotations.quat_mul(rotations.quat_conj(self.physics.qpos[3:7]), pose[3:])

@@ -14,6 +14,7 @@ from envs.physics.base import ModelParams
 from envs.t1 import gait, rotations
 from envs.t1.model import Scene
 from envs.tasks.base import View
+from envs.tasks.start import Start, place_robot
 
 Array = jax.Array
 EDGE = 0.25  # of the box [m]
@@ -23,51 +24,29 @@ REACH = 0.37  # from the trunk to the middle of a box that is about to be graspe
 
 
 @struct.dataclass
-class Start:
-    """Ranges of the start; `scale` 1 is nominal, more is out of distribution.
-
-    Attributes:
-      scale: `()` multiplier of the spread of distance, angle and heading around their middles.
-      distance: `(2,)` from the place where the robot grasps to where it starts [m].
-      angle: `()` half range of the polar angle of that place around the box [rad]; heading `()` of the robot's error [rad].
-      box_xy: `()` half range of the box's distance from the table's edge, five times that along it [m].
-      box_yaw: `()` half range of its heading [rad]; box_mass `(2,)` [kg]; friction `(2,)` multiplier.
+class BoxStart(Start):
+    """Attributes:
+    box_xy: `()` half range of the box's distance from the table's edge, five times that along it [m].
+    box_yaw: `()` half range of its heading [rad]; box_mass `(2,)` [kg].
     """
 
-    scale: Array
-    distance: Array
-    angle: Array
-    heading: Array
     box_xy: Array
     box_yaw: Array
     box_mass: Array
-    friction: Array
 
 
-def nominal_start() -> Start:
-    """The starts on which everything is judged unless said otherwise."""
-    return Start(
+def nominal_start() -> BoxStart:
+    """The starts on which everything is judged unless said otherwise; distances are to where the robot grasps."""
+    return BoxStart(
         scale=jnp.float32(1.0),
         distance=jnp.array([0.3, 0.8]),
         angle=jnp.float32(0.4),
         heading=jnp.float32(0.3),
+        friction=jnp.array([0.8, 1.2]),
         box_xy=jnp.float32(0.015),
         box_yaw=jnp.float32(0.15),
         box_mass=jnp.array([0.5, 2.0]),
-        friction=jnp.array([0.8, 1.2]),
     )
-
-
-def place_robot(key: Array, qpos: Array, params: Start, middle: Array) -> Array:
-    """Robot at a random distance behind and angle around `middle (3,)` (x, y, heading), looking roughly at it."""
-    u = jax.random.uniform(key, (3,), minval=-1.0)
-    mean, half = params.distance.mean(), 0.5 * (params.distance[1] - params.distance[0])
-    distance = jnp.maximum(mean + params.scale * half * u[0], 0.05)
-    around = jnp.clip(params.scale * params.angle * u[1], -1.4, 1.4)
-    xy = middle[:2] - distance * jnp.stack([jnp.cos(middle[2] + around), jnp.sin(middle[2] + around)])
-    yaw = middle[2] + around + params.scale * params.heading * u[2]
-    qpos = qpos.at[:2].set(xy)
-    return qpos.at[3:7].set(rotations.quat_from_yaw(yaw))
 
 
 class BoxTask:
@@ -90,11 +69,11 @@ class BoxTask:
         self.body = model.body("box").id
         self.mass = float(model.body_mass[self.body])
 
-    def default_params(self) -> Start:
+    def default_params(self) -> BoxStart:
         """Nominal starts."""
         return nominal_start()
 
-    def arrange(self, key: Array, qpos: Array, params: Start) -> Array:
+    def arrange(self, key: Array, qpos: Array, params: BoxStart) -> Array:
         """Box near the table's edge, robot in front of it."""
         kb, kr = jax.random.split(key)
         u = jax.random.uniform(kb, (3,), minval=-1.0)
@@ -111,7 +90,7 @@ class BoxTask:
         xy = pose[:2] - gait.turn(yaw, jnp.array([REACH, 0.0]))
         return jnp.stack([xy[0], xy[1], yaw])
 
-    def vary(self, key: Array, model: ModelParams, params: Start) -> ModelParams:
+    def vary(self, key: Array, model: ModelParams, params: BoxStart) -> ModelParams:
         """Mass of the box, friction of everything."""
         km, kf = jax.random.split(key)
         mass = jax.random.uniform(km, minval=params.box_mass[0], maxval=params.box_mass[1])

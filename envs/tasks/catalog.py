@@ -8,10 +8,15 @@ from typing import Any
 from envs.tasks.base import Task
 from rdp_jax.config import ConfigError
 
-TASKS: dict[str, str] = {"pickup": "envs.tasks.pickup:Pickup", "transport": "envs.tasks.transport:Transport"}
+TASKS: dict[str, str] = {
+    "pickup": "envs.tasks.pickup:Pickup",
+    "transport": "envs.tasks.transport:Transport",
+    "door": "envs.tasks.door:Door",
+}
 EXPERTS: dict[str, str] = {
     "pickup": "envs.experts.pickup:PickupExpert",
     "transport": "envs.experts.transport:TransportExpert",
+    "door": "envs.experts.door:DoorExpert",
 }
 
 

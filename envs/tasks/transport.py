@@ -13,7 +13,7 @@ from envs.t1 import gait
 from envs.t1.model import build_spec
 from envs.tasks import objects
 from envs.tasks.base import PLANNER_DT, View
-from envs.tasks.box import EDGE, REACH, TABLE_HALF, TABLE_HEIGHT, BoxTask, Start
+from envs.tasks.box import EDGE, REACH, TABLE_HALF, TABLE_HEIGHT, BoxStart, BoxTask
 
 Array = jax.Array
 GOAL_EDGE = 1.6  # the second table's near edge lies along y = 1.6, to the left of the first [m]
@@ -124,6 +124,6 @@ class Transport(BoxTask):
         stage = jnp.where(placed, 5, stage)
         return jnp.where(placed & self.released(view), 6, stage).astype(jnp.int32)
 
-    def default_params(self) -> Start:
+    def default_params(self) -> BoxStart:
         """The pickup's starts, with boxes that arms can carry for long."""
         return super().default_params().replace(box_mass=jnp.array([0.5, 1.5]))

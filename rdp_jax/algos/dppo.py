@@ -32,6 +32,7 @@ from rdp_jax.types import Transition, VectorEnv
 
 Array = jax.Array
 MAX_LOG_RATIO = 20.0
+LR_STEP = 1.5  # most by which an adapted learning rate changes from one iteration to the next
 
 
 class ChainPolicy(Protocol):
@@ -71,7 +72,15 @@ class DPPOConfig:
     log_prob_max: float = ranged(2.0, -100.0, 1e6, "upper clamp of each element's log density")
     log_prob_min: float = ranged(-5.0, -1e6, 100.0, "lower clamp of each element's log density")
     scored: str = chosen("executed", ("executed", "all"), "actions of a chunk that the ratio sees")
-    actor_lr: float = ranged(1e-4, 0.0, 1.0, "learning rate of the denoiser")
+    actor_lr: float = ranged(1e-4, 0.0, 1.0, "learning rate of the denoiser; where it starts if kl_goal adapts it")
+    # Not in the reference.  A fixed rate that is safe on one task is a hundred times too large or small on another.
+    kl_goal: float = ranged(
+        0.0,
+        0.0,
+        100.0,
+        "KL per inner step and iteration that the actor's rate is adapted to; 0: a constant rate",
+        "nat",
+    )
     critic_lr: float = ranged(1e-3, 0.0, 1.0, "learning rate of the critic")
     critic_warmup: int = ranged(0, 0, 10**6, "first iterations in which only the critic learns")
     value_coef: float = ranged(0.5, 0.0, 100.0, "weight of half the squared value error")
@@ -124,6 +133,7 @@ class LearnerState:
       env, episode: environments and sums of their episodes, `(B, ...)`; with `running` the only sharded parts.
       key: random key of the run: iteration `i` folds `i` into it.
       iteration: `()` int32.
+      actor_lr: `()` learning rate of the denoiser in the next iteration.
       skipped: `()` int32, gradient steps refused because they were not finite.
     """
 
@@ -137,6 +147,7 @@ class LearnerState:
     episode: rollout.Episode
     key: Array
     iteration: Array
+    actor_lr: Array
     skipped: Array
 
 
@@ -211,6 +222,7 @@ def init(
                 episode=rollout.begin(count),
                 key=run_key,
                 iteration=jnp.int32(0),
+                actor_lr=jnp.float32(config.actor_lr),
                 skipped=jnp.int32(0),
             )
         )
@@ -273,15 +285,24 @@ class Update:
             env=env_state,
             episode=episode,
             iteration=state.iteration + 1,
+            actor_lr=self._adapt(state, losses["policy/kl_last"]),
             skipped=state.skipped + skipped,
         )
         metrics = {
             **rollout.summarize(parallel.psum(stats, self.axis)),
             **info,
             **losses,
+            "policy/lr": state.actor_lr,
             "guard/skipped_updates": skipped.astype(jnp.float32),
         }
         return new, metrics
+
+    def _adapt(self, state: LearnerState, kl: Array) -> Array:
+        """Actor's rate after an iteration that ended with this `kl`, which grows as the square of the rate."""
+        if not self.config.kl_goal:
+            return state.actor_lr
+        factor = jnp.clip(jnp.sqrt(self.config.kl_goal / jnp.maximum(kl, 1e-12)), 1.0 / LR_STEP, LR_STEP)
+        return jnp.where(state.iteration < self.config.critic_warmup, state.actor_lr, state.actor_lr * factor)
 
     def _collect(self, state: LearnerState, env_params: Any):
         """Rolls out with exploration noise; the chains go into `extras`."""
@@ -437,7 +458,7 @@ class Update:
             resting = resting | (info["policy/kl"] > config.target_kl)
             moves = {"actor": finite & ~warming & ~resting, "critic": finite}
             new, new_opt = {}, {}
-            for name, lr in (("actor", config.actor_lr), ("critic", config.critic_lr)):
+            for name, lr in (("actor", state.actor_lr), ("critic", config.critic_lr)):
                 grad, info[f"grad_norm/{name}"] = guard.clip_norm(grads[name], config.max_grad_norm)
                 updates, opt = optax.scale_by_adam().update(grad, opt_state[name])
                 moved = jax.tree.map(lambda p, u, lr=lr: p - lr * u, params[name], updates)

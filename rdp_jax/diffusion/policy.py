@@ -82,9 +82,9 @@ class DiffusionPolicy:
     # --- sampling --------------------------------------------------------------------------------------------------------
 
     def noise(self, key: Array, rows: int) -> tuple[Array, Array]:
-        """Standard normal first sample `(B, Ta, Da)` and step noise `(S, B, Ta, Da)`."""
+        """First sample `(B, Ta, Da)`, normal with std `first_std`, and standard normal step noise `(S, B, Ta, Da)`."""
         first, rest = jax.random.split(key)
-        x = jax.random.normal(first, (rows, *self.shape))
+        x = self.config.first_std * jax.random.normal(first, (rows, *self.shape))
         return x, jax.random.normal(rest, (self.config.visited, rows, *self.shape))
 
     def sample(self, params: Any, obs: Array, key: Array, explore: bool = False) -> Array:

@@ -36,6 +36,9 @@ class DiffusionConfig:
     noise_clip: float = ranged(
         3.0, 0.1, 1e3, "bound of the standard normal noise of each step (not of the first sample)"
     )
+    first_std: float = ranged(
+        1.0, 0.0, 10.0, "std of the first sample; 1 is what imitation trains, less gives up variety for reliability"
+    )
 
     def check(self) -> None:
         """Fields that must fit each other."""

@@ -37,7 +37,6 @@ def test_bad_settings_are_refused():
 def test_the_peer_is_the_same_network_and_step():
     torch = pytest.importorskip("torch")
     from benchmarks.torch_peer import Denoiser, _mean, _table
-
     from rdp_jax.diffusion.policy import Pairs
 
     policy, params = diffusion.policy_and_params()
