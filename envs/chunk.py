@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from envs.core import Env, State
 from rdp_jax.config import ConfigError
+from rdp_jax.types import Ticks
 
 Array = jax.Array
 
@@ -47,16 +49,44 @@ class Chunked:
     def step(self, state: State, action: Array, params: Any) -> State:
         """Executes `action (Te * Da,)`."""
 
-        def one(carry, a):
+        return self._run(state, action, lambda state, a, _: (self.env.step(state, a, params), ()), None)[0]
+
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """Parts of the controller inside; hierarchies only."""
+        return self.env.parts  # type: ignore[attr-defined]
+
+    @property
+    def ticks(self) -> int:
+        """Controller steps per chunk; hierarchies only."""
+        return self.steps * self.env.ticks  # type: ignore[attr-defined]
+
+    def step_recorded(
+        self, state: State, action: Array, params: Any, noise: Mapping[str, Array]
+    ) -> tuple[State, Ticks]:
+        """As `step`, with `noise` (part -> `(n, width)`) added to what the controller inside does; its ticks `(n, ...)`."""
+        inner: Any = self.env
+        split = {name: x.reshape(self.steps, -1, x.shape[-1]) for name, x in noise.items()}
+        state, ticks = self._run(state, action, lambda s, a, eps: inner.step_recorded(s, a, params, eps), split)
+        return state, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), ticks)
+
+    def _run(
+        self, state: State, action: Array, step: Callable[[State, Array, Any], tuple[State, Any]], noise: Any
+    ) -> tuple[State, Any]:
+        """`step` for each action of the chunk until the episode ends; what it records, dead steps marked."""
+
+        def one(carry, inputs):
             state, paid, over = carry
-            after = self.env.step(state, a, params)
+            after, seen = step(state, *inputs)
             # A live step that diverged must not poison the sum of a chunk that was finite before: the outer guard sees the
             # state's own flags and observations.
             paid = paid + jnp.where(over, 0.0, after.reward)
             state = jax.tree.map(lambda new, old: jnp.where(over, old, new), after, state)
-            return (state, paid, over | after.terminated | after.truncated), None
+            if isinstance(seen, Ticks):
+                seen = seen.replace(live=seen.live & ~over)
+            return (state, paid, over | after.terminated | after.truncated), seen
 
         chunk = action.reshape(self.steps, -1)
         start = (state, jnp.float32(0.0), jnp.array(False))
-        (state, paid, _), _ = jax.lax.scan(one, start, chunk)
-        return state.replace(reward=paid)
+        (state, paid, _), seen = jax.lax.scan(one, start, (chunk, noise))
+        return state.replace(reward=paid), seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 
 from envs.core import Env, EnvSpec, State
 from rdp_jax import guard
-from rdp_jax.types import Stepped
+from rdp_jax.types import Stepped, Ticks
 
 Array = jax.Array
 
@@ -31,7 +32,11 @@ def auto_reset_step(env: Env, pool: State, state: State, action: Array, params: 
     `physics.diverged`); the last is masked, paid nothing, counted and terminated.  Physics, task state and observations are
     all taken from the pool; the key stays the environment's own, so that two copies of one entry part ways.
     """
-    after = jax.vmap(env.step, in_axes=(0, 0, None))(state, action, params)
+    return settle(pool, jax.vmap(env.step, in_axes=(0, 0, None))(state, action, params))
+
+
+def settle(pool: State, after: State) -> Stepped:
+    """The part of `auto_reset_step` that follows the step; `after (B,)` are its states."""
     diverged = ~guard.finite_rows((after.obs, after.reward))
     flag = getattr(after.physics, "diverged", None)
     if flag is not None:
@@ -102,3 +107,29 @@ class AutoReset:
     def step(self, pool: State, state: State, action: Array, params: Any) -> Stepped:
         """See `auto_reset_step`."""
         return auto_reset_step(self.env, pool, state, action, params)
+
+
+class LayeredAutoReset(AutoReset):
+    """As `AutoReset`, for environments with a learning controller inside: `rdp_jax.types.LayeredEnv`.
+
+    The environment has `parts`, `ticks` and `step_recorded`, as `envs.chunk.Chunked` of a hierarchy has.
+    """
+
+    env: Any
+
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """See `LayeredEnv`."""
+        return self.env.parts
+
+    @property
+    def ticks(self) -> int:
+        """See `LayeredEnv`."""
+        return self.env.ticks
+
+    def step_recorded(
+        self, pool: State, state: State, action: Array, params: Any, noise: Mapping[str, Array]
+    ) -> tuple[Stepped, Ticks]:
+        """See `LayeredEnv`."""
+        after, ticks = jax.vmap(self.env.step_recorded, in_axes=(0, 0, None, 0))(state, action, params, noise)
+        return settle(pool, after), ticks

@@ -12,7 +12,8 @@ from flax import struct
 from rdp_jax.types import Stepped, Transition, VectorEnv
 
 Array = jax.Array
-Act = Callable[[Mapping[str, Array], Array], tuple[Array, Any]]
+Act = Callable[[Mapping[str, Array], Any], tuple[Array, Any]]
+Step = Callable[[Any, Any, Array, Any, Any], tuple[Stepped, Any]]
 
 
 @struct.dataclass
@@ -64,7 +65,14 @@ def advance(episode: Episode, out: Stepped) -> tuple[Episode, RolloutStats]:
 
 
 def collect(
-    env: VectorEnv, act: Act, state: Any, episode: Episode, pool: Any, noise: Array, env_params: Any
+    env: VectorEnv,
+    act: Act,
+    state: Any,
+    episode: Episode,
+    pool: Any,
+    noise: Any,
+    env_params: Any,
+    step: Step | None = None,
 ) -> tuple[Any, Episode, Transition, RolloutStats]:
     """Steps `(B,)` environments `T` times.
 
@@ -76,6 +84,8 @@ def collect(
       pool: fresh starts.
       noise: `(T, B, ...)` standard normal (any pytree); drawn outside, so that it does not depend on the device count.
       env_params: parameters of the environments.
+      step: takes the place of `env.step`, is also given this step's `noise`, and returns something more to remember: extras are
+        then `(what act wants remembered, that)`.
 
     Returns:
       `(state, episode, transitions (T, B, ...), stats)`.
@@ -84,7 +94,11 @@ def collect(
     def one(carry, eps):
         state, episode = carry
         action, extras = act(state.obs, eps)
-        out = env.step(pool, state, action, env_params)
+        if step is None:
+            out = env.step(pool, state, action, env_params)
+        else:
+            out, seen = step(pool, state, action, env_params, eps)
+            extras = (extras, seen)
         episode, stats = advance(episode, out)
         transition = Transition(
             obs={name: state.obs[name] for name in ("actor", "critic")},

@@ -73,6 +73,25 @@ class Stepped:
     metrics: Mapping[str, Array]
 
 
+@struct.dataclass
+class Ticks:
+    """What happened below one action of a hierarchy: `n` steps of a low-level controller that consists of parts.
+
+    Attributes:
+      obs, critic, action: part -> `(n, width)` what its policy saw, what its critic sees, what it did.
+      reward: part -> `(n,)` of its own task.
+      terminated: `(n,)` bool, the low-level episode ended by its own rules (a fall).
+      live: `(n,)` bool, the step happened; false beyond the end of an episode.
+    """
+
+    obs: Mapping[str, Array]
+    critic: Mapping[str, Array]
+    action: Mapping[str, Array]
+    reward: Mapping[str, Array]
+    terminated: Array
+    live: Array
+
+
 class VectorEnv(Protocol):
     """What a learner needs of a batch of environments; `envs.wrappers.AutoReset` is one.  All methods are pure."""
 
@@ -91,4 +110,24 @@ class VectorEnv(Protocol):
 
     def step(self, pool: Any, state: Any, action: Array, params: Any) -> Stepped:
         """Steps `(B,)` environments with `(B, Da)` actions; ended ones are replaced from `pool`."""
+        ...
+
+
+class LayeredEnv(VectorEnv, Protocol):
+    """A batch of environments with a learning controller inside; its parameters are the field `controller` of `params`."""
+
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """Part of the controller -> width of its action."""
+        ...
+
+    @property
+    def ticks(self) -> int:
+        """Controller steps per action, `n`."""
+        ...
+
+    def step_recorded(
+        self, pool: Any, state: Any, action: Array, params: Any, noise: Mapping[str, Array]
+    ) -> tuple[Stepped, Ticks]:
+        """As `step`, with `noise` (part -> `(B, n, width)`) added to what the controller does; ticks `(B, n, ...)`."""
         ...

@@ -87,6 +87,12 @@ COMMANDS = (
         "train.finetune:run_finetune",
     ),
     Command(
+        "refine",
+        "Fine-tune planner and controller together (REFINE-DP).",
+        "train.task_args:RefineArgs",
+        "train.refine:run_refine",
+    ),
+    Command(
         "eval",
         "Success of a planner, or of the expert, on a task.",
         "train.task_args:EvalArgs",

@@ -22,16 +22,17 @@ from train.pretrain import PLANNER
 from train.task_args import FinetuneArgs
 from train.tasks import Stage, check_fits, find_planner, set_up
 
-JUDGED = ("success_rate", "success_ci95", "return", "return_ci95")
+TRACKED = ("hand_position_error_m", "hand_orientation_error_rad", "hand_speed_mps", "completion_time_s")
+JUDGED = ("success_rate", "success_ci95", "return", "return_ci95", *TRACKED)
 
 
-def start_planner(args: FinetuneArgs) -> Planner:
+def start_planner(args: Any, algo: str) -> Planner:
     """The pre-trained planner to start from.  Raises `ConfigError` where it does not suit the algorithm."""
     planner = find_planner(args.planner, args.task, "pretrained")
     gaussian = planner.config.net.kind in GAUSSIAN
-    if gaussian != (args.algo == "gaussian-ppo"):
+    if gaussian != (algo == "gaussian-ppo"):
         suits = "gaussian-ppo" if gaussian else "dppo"
-        raise ConfigError("algo", args.algo, f"{suits} (the planner's network is {planner.config.net.kind})")
+        raise ConfigError("algo", algo, f"{suits} (the planner's network is {planner.config.net.kind})")
     if planner.tuned_steps:
         raise ConfigError("planner", str(args.planner), "a pre-trained planner; this one is fine-tuned already")
     return planner
@@ -51,7 +52,7 @@ def with_first_std(planner: Planner, first_std: float | None) -> Planner:
 def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     """Evaluates, fine-tunes, evaluates again on the same fresh starts; writes `planner.safetensors`."""
     start = time.monotonic()
-    given = start_planner(args)
+    given = start_planner(args, args.algo)
     before = with_first_std(given, args.first_std)
     config = args.dppo
     if args.algo == "gaussian-ppo":
@@ -59,20 +60,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     stage = set_up(args, before.config.history)
     env, params = stage.env, stage.params
     check_fits(before, env)
-    recorded = to_dict(
-        dataclasses.replace(
-            args,
-            out=None,
-            planner=None,
-            legs=None,
-            hands=None,
-            resume=False,
-            json=False,
-            iterations=1,
-            minutes=None,
-            trials=0,
-        )
-    )
+    recorded = settings(args)
     run = Run(args.out, recorded, resume=args.resume) if args.out else None
     first = evaluated(args, stage, given)
     # What the smaller noise does alone, without any learning.
@@ -96,41 +84,18 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
         update = dppo.Update(config, policy, vector, mesh)
         result = train(update, state, params, loop, run, progress=report_iteration)
     state = result.state
-    metadata = {
-        "task": args.task,
-        "before": before.metadata,
-        "seed": args.seed,
-        "iterations": int(state.iteration),
-        "config": recorded,
-        "versions": versions(),
-        "git": git_revision(),
-    }
-    after = dataclasses.replace(
-        before,
-        bundle=before.bundle.replace(weights=state.params["actor"]),
-        base=before.bundle.weights if config.tuned_steps < visited(before) else None,
-        tuned_steps=config.tuned_steps if config.tuned_steps < visited(before) else 0,
-        metadata=metadata,
-    )
+    after = tuned(before, state, config, described(args, before, int(state.iteration)))
     if args.out:
         save(args.out / PLANNER, after)
     second = evaluated(args, stage, after)
     if run:
         run.close()
     steps = dppo.env_steps(config, state, before.config.executed)
-    # Returns of gym tasks are no rates.
-    rates = curve if "success_rate" in first or not first else []
-    reached = next((i + 1 for i, rate in enumerate(rates) if rate >= 0.9), None)
     metrics = {
-        **{f"{name}_before": first.get(name) for name in JUDGED if name in first},
-        **{f"{name}_untrained": quiet.get(name) for name in JUDGED if name in quiet and before is not given},
-        **{f"{name}_after": second.get(name) for name in JUDGED if name in second},
+        **outcome(first, quiet if before is not given else {}, second, curve),
         "iterations": int(state.iteration),
-        "iterations_to_90": reached,
         "env_steps": steps,
         "stopped_by": result.stopped_by,
-        "before": first,
-        "after": second,
     }
     return output.summary(
         "finetune",
@@ -144,12 +109,57 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     )
 
 
+def settings(args: Any) -> dict[str, Any]:
+    """What a run and its resumption must agree on."""
+    free = {"iterations": 1, "minutes": None, "trials": 0, "resume": False, "json": False}
+    paths = {"out": None, "planner": None, "legs": None, "hands": None}
+    return to_dict(dataclasses.replace(args, **free, **paths))
+
+
+def described(args: Any, before: Planner, iterations: int) -> dict[str, Any]:
+    """Metadata of a fine-tuned planner's file."""
+    return {
+        "task": args.task,
+        "before": before.metadata,
+        "seed": args.seed,
+        "iterations": iterations,
+        "config": settings(args),
+        "versions": versions(),
+        "git": git_revision(),
+    }
+
+
+def tuned(before: Planner, state: dppo.LearnerState, config: dppo.DPPOConfig, metadata: dict[str, Any]) -> Planner:
+    """The planner that `state` holds; it keeps the frozen weights only if some steps still run on them."""
+    split = config.tuned_steps < visited(before)
+    return dataclasses.replace(
+        before,
+        bundle=before.bundle.replace(weights=state.params["actor"]),
+        base=before.bundle.weights if split else None,
+        tuned_steps=config.tuned_steps if split else 0,
+        metadata=metadata,
+    )
+
+
 def visited(planner: Planner) -> int:
     """Denoising steps of one sample; 1 for a planner that predicts chunks at once."""
     return 1 if planner.config.net.kind in GAUSSIAN else planner.config.diffusion.visited
 
 
-def evaluated(args: FinetuneArgs, stage: Stage, planner: Planner) -> dict[str, Any]:
+def outcome(
+    before: dict[str, Any], untrained: dict[str, Any], after: dict[str, Any], curve: list[float]
+) -> dict[str, Any]:
+    """Figures of the evaluations before, after, and (if it differs) of the planner from which training really started."""
+    # Returns of gym tasks are no rates.
+    rates = curve if "success_rate" in before or not before else []
+    found: dict[str, Any] = {}
+    for when, figures in (("before", before), ("untrained", untrained), ("after", after)):
+        found |= {f"{name}_{when}": figures[name] for name in JUDGED if name in figures}
+    reached = next((i + 1 for i, rate in enumerate(rates) if rate >= 0.9), None)
+    return {**found, "iterations_to_90": reached, "before": before, "after": after}
+
+
+def evaluated(args: Any, stage: Stage, planner: Planner) -> dict[str, Any]:
     """Figures over `--trials` fresh starts, the same ones every time; nothing without trials."""
     return stage.judge(planner, args.seed, args.trials) if args.trials else {}
 

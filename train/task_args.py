@@ -8,6 +8,8 @@ from typing import Any
 
 from rdp_jax.algos.bc import BCConfig
 from rdp_jax.algos.dppo import DPPOConfig
+from rdp_jax.algos.joint import Schedule, controller_ppo
+from rdp_jax.algos.ppo import PPOConfig
 from rdp_jax.config import ConfigError, chosen, ranged
 from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.nets.build import NetConfig
@@ -183,3 +185,44 @@ class FinetuneArgs(Resumable, TaskFlags):
         if self.num_envs is None:
             return dataclasses.replace(self, num_envs=self.dppo.num_envs)
         return dataclasses.replace(self, dppo=dataclasses.replace(self.dppo, num_envs=self.num_envs))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RefineArgs(Resumable, TaskFlags):
+    """Fine-tune planner and controller together (REFINE-DP)."""
+
+    task: str = chosen("pickup", T1_TASKS, "task")
+    preset: str = chosen("cpu", ("cpu", "gpu"), "defaults of all other flags")
+    planner: Path | None = input_file("planner file to start from; left out: the shipped pre-trained one")
+    iterations: int | None = optional(1, 10**7, "iterations of either kind; left out: those of the schedule")
+    minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
+    trials: int = ranged(256, 0, 10**7, "episodes of the evaluations before and after; 0 for none")
+    first_std: float | None = optional(
+        0.0, 10.0, "std of the first sample from the start of fine-tuning on; left out: the planner's own"
+    )
+    curriculum: bool = said(False, "widen the starts by a tenth whenever nine tenths of the episodes succeed")
+    recorded: int = ranged(64, 4, 2**20, "environments whose ticks the controller learns from")
+    schedule: Schedule = dataclasses.field(default_factory=Schedule)
+    dppo: DPPOConfig = dataclasses.field(default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)})
+    controller: PPOConfig = dataclasses.field(
+        default_factory=controller_ppo, metadata={"hidden": ("num_envs", "unroll_length", "init_std", "actor_sizes")}
+    )
+
+    @classmethod
+    def defaults(cls, preset: str) -> RefineArgs:
+        """What `--preset` stands for."""
+        dppo = task_dppo(preset)
+        return cls(preset=preset, num_envs=dppo.num_envs, dppo=dppo, recorded=512 if preset == "gpu" else 64)
+
+    def resolved(self) -> RefineArgs:
+        """These arguments with `dppo.num_envs` equal to `num_envs`, and iterations of the schedule if none were given."""
+        found = dataclasses.replace(self, iterations=self.iterations or self.schedule.iterations)
+        if found.num_envs is None:
+            return dataclasses.replace(found, num_envs=found.dppo.num_envs)
+        return dataclasses.replace(found, dppo=dataclasses.replace(found.dppo, num_envs=found.num_envs))
+
+    def check(self) -> None:
+        super().check()
+        envs, groups = self.num_envs or self.dppo.num_envs, self.dppo.shuffle_groups
+        if self.recorded > envs or self.recorded % groups:
+            raise ConfigError("recorded", self.recorded, f"a multiple of shuffle_groups={groups} up to num_envs={envs}")

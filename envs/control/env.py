@@ -264,6 +264,7 @@ class ControlEnv:
             "hands": (hands, hands_critic, ARMS),
             "whole": (legs + hands, legs_critic + hands_critic, LEGS + ARMS),
         }[self.config.part]
+        self.critic_split = legs_critic  # of a whole controller's critic group: what follows is the hands'
         self.spec = EnvSpec(
             name=f"control_{self.config.part}_{self.scene.name}",
             obs_dims={"actor": actor, "critic": critic, "legs": legs, "hands": hands},

@@ -256,3 +256,10 @@ def evaluate(
         log[f"raw/{name}"], log[f"reward/{name}"] = raw, weighted
         total = total + weighted
     return total, log
+
+
+def of_part(part: str, log: Mapping[str, Array]) -> Array:
+    """A part's own reward `()`, from the log of a tick in which both parts were scored."""
+    terms = {"legs": LEG_TERMS, "hands": HAND_TERMS}[part]
+    paid = [log[f"reward/{name}"] for name, term in terms.items() if term.weight]
+    return jnp.stack(paid).sum() + FALL * log["fall"]

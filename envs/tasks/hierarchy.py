@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs.control.controller import Command
+from envs.control import rewards
+from envs.control.controller import ARMS, LEGS, Command
 from envs.control.env import ControlConfig, ControlEnv, ControlParams, nominal_params
 from envs.core import EnvSpec, State
 from envs.t1 import gait, rotations
 from envs.tasks.base import PLANNER_DT, Task, View
 from envs.tasks.command import ACTION_DIM, TICKS, PlannedProcess, decode
 from rdp_jax.config import ConfigError
+from rdp_jax.types import Ticks
 
 Array = jax.Array
 Act = Callable[[Any, Mapping[str, Array]], Array]
@@ -147,46 +149,56 @@ class Hierarchy:
 
     def step(self, state: State, action: Array, params: PlannerParams) -> State:
         """Executes `action (23,)` for 0.1 s; see `envs.tasks.command.ACTION_LAYOUT`."""
-        return self.step_recorded(state, action, params, None)[0]
+        return self.step_recorded(
+            state, action, params, {name: jnp.zeros((TICKS, n)) for name, n in self.parts.items()}
+        )[0]
+
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """Parts of the controller and the widths of their actions."""
+        return {"legs": LEGS, "hands": ARMS}
+
+    @property
+    def ticks(self) -> int:
+        """Controller steps per action."""
+        return TICKS
 
     def step_recorded(
-        self, state: State, action: Array, params: PlannerParams, noise: Array | None
-    ) -> tuple[State, dict[str, Array]]:
-        """As `step`, with `noise (TICKS, 26)` added to the controller's actions (None for none).
-
-        Returns:
-          The state, and what the controller's learner wants of each tick, `(TICKS, ...)`: the observation groups `legs` and
-          `hands`, the critics' group, the `action (26,)` taken, the tracking `reward` and `terminated`.
-        """
+        self, state: State, action: Array, params: PlannerParams, noise: Mapping[str, Array]
+    ) -> tuple[State, Ticks]:
+        """As `step`, with `noise` (part -> `(TICKS, width)`) added to the controller's actions; also its ticks `(TICKS, ...)`."""
         key, noise_key = jax.random.split(state.key)
         inner = state.task.inner.replace(physics=state.physics)
         commands = self.process.ask(inner.task.commands, decode(action))
         # The first tick of the action already follows it: the command is what the controller refers to next.
         inner = inner.replace(task=inner.task.replace(commands=commands))
-        deviations = jnp.zeros((TICKS, 26)) if noise is None else noise
 
         def tick(carry, deviation):
             inner, world = carry
-            legs = self.act(params.controller["legs"], {"actor": inner.obs["legs"]})
-            hands = self.act(params.controller["hands"], {"actor": inner.obs["hands"]})
-            chosen = jnp.concatenate([legs, hands]) + deviation
-            after = self.control.step(inner, chosen, params.control)
+            chosen = {
+                name: self.act(params.controller[name], {"actor": inner.obs[name]}) + deviation[name]
+                for name in self.parts
+            }
+            after = self.control.step(inner, jnp.concatenate([chosen["legs"], chosen["hands"]]), params.control)
             world, held = self.task.tick(world, self._view(after))
             if held is not None:
                 commands = after.task.commands.replace(eq_active=held)
                 after = after.replace(task=after.task.replace(commands=commands))
-            record = {
-                "legs": inner.obs["legs"],
-                "hands": inner.obs["hands"],
-                "critic": inner.obs["critic"],
-                "action": chosen,
-                "reward": after.reward,
-                "terminated": after.terminated,
-            }
+            critic = jnp.split(inner.obs["critic"], [self.control.critic_split])
+            record = Ticks(
+                obs={name: inner.obs[name] for name in self.parts},
+                critic={"legs": critic[0], "hands": critic[1]},
+                action=chosen,
+                reward={name: rewards.of_part(name, after.metrics) for name in self.parts},
+                terminated=after.terminated,
+                live=jnp.array(True),
+            )
             kept = {name: after.metrics[name] for name in TRACKING}
             return (after, world), (record, kept, after.terminated)
 
-        (inner, world), (record, tracking, fell) = jax.lax.scan(tick, (inner, state.task.world), deviations)
+        (inner, world), (record, tracking, fell) = jax.lax.scan(tick, (inner, state.task.world), dict(noise))
+        # Within one action the ticks after a fall are nobody's.
+        record = record.replace(live=jnp.cumsum(fell) - fell == 0)
         view = self._view(inner)
         world = self.task.advance(world, view)
         seen = self._see(world, view, params, noise_key)

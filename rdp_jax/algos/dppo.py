@@ -270,7 +270,19 @@ class Update:
 
     def _iterate(self, state: LearnerState, env_params: Any):
         """Body of one iteration, on one device's share of the environments."""
-        env_state, episode, data, stats, shuffle_key = self._collect(state, env_params)
+        env_state, episode, data, stats = self._collect(state, env_params)
+        state = state.replace(env=env_state, episode=episode)
+        new, metrics = self.digest(state, data, self.keys(state)[2])
+        return new, {**rollout.summarize(parallel.psum(stats, self.axis)), **metrics}
+
+    def keys(self, state: LearnerState) -> Array:
+        """Three keys of this iteration: fresh starts, noise, shuffling."""
+        return jax.random.split(jax.random.fold_in(state.key, state.iteration), 3)
+
+    def digest(
+        self, state: LearnerState, data: Transition, shuffle_key: Array
+    ) -> tuple[LearnerState, dict[str, Array]]:
+        """Learns from a rollout `(T, B, ...)` of `plan`, chains in `extras`; counts as one iteration."""
         # The critic's statistics may move before they are used, as nobody acted on them; else the first iteration would train it
         # on raw observations and the second one on others.
         state = state.replace(normalizer=normalize.merge(state.normalizer, data.obs["critic"], self.axis))
@@ -282,14 +294,11 @@ class Update:
             opt_state=opt_state,
             scale=scale,
             running=running,
-            env=env_state,
-            episode=episode,
             iteration=state.iteration + 1,
             actor_lr=self._adapt(state, losses["policy/kl_last"]),
             skipped=state.skipped + skipped,
         )
         metrics = {
-            **rollout.summarize(parallel.psum(stats, self.axis)),
             **info,
             **losses,
             "policy/lr": state.actor_lr,
@@ -307,24 +316,28 @@ class Update:
     def _collect(self, state: LearnerState, env_params: Any):
         """Rolls out with exploration noise; the chains go into `extras`."""
         config = self.config
-        pool_key, noise_key, shuffle_key = jax.random.split(jax.random.fold_in(state.key, state.iteration), 3)
-        indices = parallel.local_indices(config.num_envs, self.mesh)
-        env_keys = parallel.fold_each(noise_key, indices)
-        steps = jnp.arange(config.unroll_length)
-        # Keys rather than numbers: the noise of all chains at once would be the largest array of the program.
-        keys = jax.vmap(lambda t: jax.vmap(lambda k: jax.random.fold_in(k, t))(env_keys))(steps)
+        pool_key, noise_key, _ = self.keys(state)
         pool = self.env.fresh_pool(pool_key, config.reset_pool, env_params)
 
         def act(obs, keys):
-            seen = to_obs(state.base, obs["actor"])
-            noise = self.policy.row_noise(keys)
-            chunk, chain = self.policy.sample_split(
-                state.base.weights, state.params["actor"], config.tuned_steps, seen, noise, True
-            )
-            return to_chunk(state.base, chunk[:, : self.executed]), chain
+            return self.plan(state, obs, keys, explore=True)
 
-        out = rollout.collect(self.env, act, state.env, state.episode, pool, keys, env_params)
-        return *out, shuffle_key
+        keys = self.step_keys(noise_key)
+        return rollout.collect(self.env, act, state.env, state.episode, pool, keys, env_params)
+
+    def step_keys(self, key: Array) -> Array:
+        """`(T, B)` one key per step and environment: the noise of all chains at once would be the program's largest array."""
+        env_keys = parallel.fold_each(key, parallel.local_indices(self.config.num_envs, self.mesh))
+        steps = jnp.arange(self.config.unroll_length)
+        return jax.vmap(lambda t: jax.vmap(lambda k: jax.random.fold_in(k, t))(env_keys))(steps)
+
+    def plan(self, state: LearnerState, obs: Mapping[str, Array], keys: Array, explore: bool) -> tuple[Array, Array]:
+        """`keys (B,)` -> the environment's action `(B, Te * Da)` and the chain `(B, K' + 1, Ta, Da)`."""
+        seen, noise = to_obs(state.base, obs["actor"]), self.policy.row_noise(keys)
+        chunk, chain = self.policy.sample_split(
+            state.base.weights, state.params["actor"], self.config.tuned_steps, seen, noise, explore
+        )
+        return to_chunk(state.base, chunk[:, : self.executed]), chain
 
     def _scale_rewards(self, state: LearnerState, data: Transition) -> tuple[Array, normalize.Normalizer, Array]:
         """Rewards over the running std of the discounted return (rate 0.99), its moments, and that return."""

@@ -53,6 +53,7 @@ class PPOConfig:
     max_std: float = ranged(2.0, 1e-3, 100.0, "largest standard deviation of the policy")
     actor_sizes: tuple[int, ...] = ranged((256, 128), 1, 65536, "hidden widths of the policy")
     critic_sizes: tuple[int, ...] = ranged((256, 128), 1, 65536, "hidden widths of the critic")
+    critic_warmup: int = ranged(0, 0, 10**6, "first iterations in which the policy stays as it is")
     reset_pool: int = ranged(64, 1, 2**20, "fresh starts per iteration")
     shuffle_groups: int = ranged(4, 1, 4096, "blocks of environments shuffled apart; a multiple of the device count")
     matmul_precision: str = chosen("highest", ("default", "high", "highest"), "precision of float32 products")
@@ -218,21 +219,34 @@ def _iterate(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: Learne
         return mean + jnp.exp(log_std) * eps, ()
 
     env_state, episode, data, stats = rollout.collect(env, act, state.env, state.episode, pool, noise, env_params)
-    batch, value_metrics = _prepare(config, axis, state, data)
-    params, opt_state, lr, skipped, loss_metrics = _learn(config, mesh, state, batch, shuffle_key)
-    new = LearnerState(
+    new, metrics = digest(config, mesh, state.replace(env=env_state, episode=episode), data, shuffle_key)
+    return new, {**rollout.summarize(parallel.psum(stats, axis)), **metrics}
+
+
+def digest(
+    config: PPOConfig,
+    mesh: Mesh | None,
+    state: LearnerState,
+    data: Transition,
+    key: Array,
+    live: Array | None = None,
+) -> tuple[LearnerState, dict[str, Array]]:
+    """Learns from a rollout `(T, B, ...)` that `state.params` collected, wherever it came from; counts as one iteration.
+
+    `live (T, B)` bool marks the steps that happened (all of them if left out); the others teach nothing.
+    """
+    axis = parallel.axis_of(mesh)
+    batch, value_metrics = _prepare(config, axis, state, data, live)
+    params, opt_state, lr, skipped, loss_metrics = _learn(config, mesh, state, batch, key)
+    new = state.replace(
         params=params,
         opt_state=opt_state,
         normalizer={name: normalize.merge(state.normalizer[name], data.obs[name], axis) for name in GROUPS},
-        env=env_state,
-        episode=episode,
-        key=state.key,
         iteration=state.iteration + 1,
         skipped=state.skipped + skipped,
         lr=lr,
     )
     metrics = {
-        **rollout.summarize(parallel.psum(stats, axis)),
         **value_metrics,
         **loss_metrics,
         "policy/std": jnp.exp(params["actor"]["log_std"]).mean(),
@@ -242,7 +256,9 @@ def _iterate(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: Learne
     return new, metrics
 
 
-def _prepare(config: PPOConfig, axis: str | None, state: LearnerState, data: Transition) -> tuple[Batch, dict]:
+def _prepare(
+    config: PPOConfig, axis: str | None, state: LearnerState, data: Transition, live: Array | None
+) -> tuple[Batch, dict]:
     """Values, advantages and normalised observations of a rollout `(T, B, ...)`."""
     critic_obs = normalize.apply(state.normalizer["critic"], data.obs["critic"])
     # All values in two large products, after the rollout: small ones inside the scan would cost more.
@@ -252,6 +268,8 @@ def _prepare(config: PPOConfig, axis: str | None, state: LearnerState, data: Tra
     advantage, target = gae(
         data.reward, value, next_value, data.terminated, data.truncated, config.gamma, config.gae_lambda
     )
+    if live is not None:
+        advantage, target = jnp.where(live, advantage, 0.0), jnp.where(live, target, value)
     mean, variance = parallel.moments(advantage, axis)
     _, unexplained = parallel.moments(target - value, axis)
     target_mean, target_variance = parallel.moments(target, axis)
@@ -261,13 +279,14 @@ def _prepare(config: PPOConfig, axis: str | None, state: LearnerState, data: Tra
     log_prob, policy_mean = minibatch.in_blocks(
         lambda block: score(state.params["actor"], *block)[:2], (actor_obs, data.action), config.minibatches
     )
+    standard = (advantage - mean) / (jnp.sqrt(variance) + 1e-8)
     batch = Batch(
         actor_obs=actor_obs,
         critic_obs=critic_obs,
         action=data.action,
         log_prob=log_prob,
         mean=policy_mean,
-        advantage=(advantage - mean) / (jnp.sqrt(variance) + 1e-8),
+        advantage=standard if live is None else jnp.where(live, standard, 0.0),
         target=target,
     )
     explained = 1.0 - unexplained / jnp.maximum(target_variance, 1e-12)
@@ -314,6 +333,7 @@ def _learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batch: Bat
     samples = batch.log_prob.shape[1]
     old_log_std = state.params["actor"]["log_std"]
     low, high = math.log(config.min_std), math.log(config.max_std)
+    warming = state.iteration < config.critic_warmup
 
     def step(carry, minibatch_data):
         params, opt_state, lr, skipped = carry
@@ -324,10 +344,13 @@ def _learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batch: Bat
         finite = guard.all_finite((total, grads))
         clipped = {name: guard.clip_norm(grads[name], config.max_grad_norm) for name in GROUPS}
         grads = {name: clipped[name][0] for name in GROUPS}
-        lr = jnp.where(finite, adapt_lr(config, lr, info["policy/kl"]), lr)
+        adapted = finite if not config.critic_warmup else finite & ~warming
+        lr = jnp.where(adapted, adapt_lr(config, lr, info["policy/kl"]), lr)
         updates, new_opt_state = optax.scale_by_adam().update(grads, opt_state)
         new_params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
         new_params["actor"]["log_std"] = jnp.clip(new_params["actor"]["log_std"], low, high)
+        if config.critic_warmup:
+            new_params["actor"] = guard.choose(warming, params["actor"], new_params["actor"])
         # A gradient that is not finite changes nothing, not even Adam's moments.
         params = guard.choose(finite, new_params, params)
         opt_state = guard.choose(finite, new_opt_state, opt_state)

@@ -1,0 +1,304 @@
+"""Joint fine-tuning of a planner and the controller under it (REFINE-DP, Algorithm 1).
+
+The planner learns by `rdp_jax.algos.dppo`; each part of the controller learns by `rdp_jax.algos.ppo`, from its own tracking
+reward, under the commands that the planner gives.  Three kinds of iteration share one state, and each is compiled once, as
+what the other learner has changed is data:
+
+| phase | planner | controller |
+|---|---|---|
+| `planner` | explores, learns | as it is |
+| `controller` | acts without exploration | explores, learns |
+| `both` | explores, learns | explores, learns, from the same rollout |
+
+`Schedule` says which comes when.  After each iteration in which the controller learns it may rehearse the commands on which it
+was trained at first, so that it forgets nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from rdp_jax import normalize, parallel, rollout
+from rdp_jax.algos import dppo, ppo
+from rdp_jax.config import ConfigError, chosen, ranged
+from rdp_jax.nets import mlp
+from rdp_jax.types import LayeredEnv, Ticks, Transition, VectorEnv
+
+Array = jax.Array
+PHASES = ("planner", "controller", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Which phase comes when (REFINE-DP alternates, with two rounds)."""
+
+    variant: str = chosen(
+        "alternate", ("alternate", "simultaneous"), "one learner after the other, or both from the same rollout"
+    )
+    rounds: int = ranged(2, 1, 10**6, "rounds of alternation")
+    controller_iterations: int = ranged(2, 0, 10**6, "iterations of the controller at the start of each round")
+    planner_iterations: int = ranged(6, 0, 10**6, "iterations of the planner after those")
+    rehearsals: int = ranged(1, 0, 1000, "updates on its first commands that follow each iteration of the controller")
+
+    @property
+    def iterations(self) -> int:
+        """Of the whole schedule."""
+        return self.rounds * (self.controller_iterations + self.planner_iterations)
+
+    def phase(self, iteration: int) -> str:
+        """Phase of this iteration; the rounds go on beyond the last."""
+        if self.variant == "simultaneous":
+            return "both"
+        within = iteration % max(self.controller_iterations + self.planner_iterations, 1)
+        return "controller" if within < self.controller_iterations else "planner"
+
+
+def controller_ppo() -> ppo.PPOConfig:
+    """PPO of a controller that is good already: small steps, and a critic that learns first."""
+    return ppo.PPOConfig(
+        epochs=3, minibatches=32, lr=1e-4, lr_min=1e-5, lr_max=3e-4, target_kl=0.01, critic_warmup=1, entropy_coef=0.0
+    )
+
+
+@struct.dataclass
+class JointState:
+    """Attributes:
+    planner: with the environments, which all phases share.
+    parts: part of the controller -> its learner, `env` and `episode` empty.
+    rehearsal: part -> `(env, episode)` of its first environments; empty without rehearsals.
+    iteration: `()` int32, of any phase.
+    """
+
+    planner: dppo.LearnerState
+    parts: Mapping[str, ppo.LearnerState]
+    rehearsal: Mapping[str, Any]
+    iteration: Array
+
+
+def part_state(key: Array, config: ppo.PPOConfig, weights: Mapping[str, Any], critic_dim: int) -> ppo.LearnerState:
+    """A part's learner with the policy `{"actor", "normalizer"}` and a fresh critic."""
+    params = {
+        "actor": weights["actor"],
+        "critic": mlp.Critic(config.critic_sizes).init(key, jnp.zeros((1, critic_dim)))["params"],
+    }
+    state = ppo.LearnerState(
+        params=params,
+        opt_state=optax.scale_by_adam().init(params),
+        normalizer={"actor": weights["normalizer"], "critic": normalize.create(critic_dim)},
+        env=(),
+        episode=(),  # type: ignore[arg-type]
+        key=key,
+        iteration=jnp.int32(0),
+        skipped=jnp.int32(0),
+        lr=jnp.float32(config.lr),
+    )
+    copied: ppo.LearnerState = jax.tree.map(lambda x: jnp.array(x, copy=True), parallel.strong(state))
+    return copied
+
+
+def controller_of(state: JointState) -> dict[str, Any]:
+    """`{part: {"actor", "normalizer"}}`: what the environments' field `controller` wants."""
+    return {
+        name: {"actor": part.params["actor"], "normalizer": part.normalizer["actor"]}
+        for name, part in state.parts.items()
+    }
+
+
+def transition(ticks: Ticks, done: Array, part: str) -> tuple[Transition, Array]:
+    """Rollout of one part, `(T * n, B)`, and which of its steps happened.
+
+    Args:
+      ticks: `(T, B, n, ...)`.
+      done: `(T, B)` bool, the planner's episode ended with this action.
+      part: whose.
+    """
+
+    def in_time(x: Array) -> Array:
+        x = jnp.moveaxis(x, 2, 1)
+        return x.reshape(-1, *x.shape[2:])
+
+    live = in_time(ticks.live)
+    count = ticks.live.shape[2]
+    # The last step that happened in its action: what comes after belongs to another episode, or there is nothing after it.
+    last = ticks.live & ~jnp.concatenate([ticks.live[:, :, 1:], jnp.zeros_like(ticks.live[:, :, :1])], axis=2)
+    end = last & (done[:, :, None] | (jnp.arange(count) < count - 1))
+    fell = in_time(ticks.terminated & ticks.live)
+    critic = in_time(ticks.critic[part])
+    following = jnp.concatenate([critic[1:], critic[-1:]])
+    cut = in_time(end) & ~fell
+    data = Transition(
+        obs={"actor": in_time(ticks.obs[part]), "critic": critic},
+        action=in_time(ticks.action[part]),
+        reward=in_time(ticks.reward[part]),
+        terminated=fell,
+        truncated=cut,
+        # An episode that the planner ended leaves no observation after its last tick; its own is one tick older.
+        final_obs=jnp.where(cut[..., None], critic, following),
+    )
+    return data, live
+
+
+class Update:
+    """One iteration of any phase: `(JointState, env_params) -> (JointState, metrics)`; the given state is donated.
+
+    Args:
+      schedule: which phase comes when.
+      planner: of the planner; its environment has a controller inside.
+      config: PPO of the controller's parts.
+      recorded: environments (of this many, over all devices) whose ticks the controller learns from.
+      rehearse: part -> update on the environments of its first training, and `parameters of the other parts -> their
+        parameters`; empty for none.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        planner: dppo.Update,
+        config: ppo.PPOConfig,
+        recorded: int,
+        rehearse: Mapping[str, tuple[ppo.Update, Callable[[Mapping[str, Any]], Any]]] | None = None,
+    ):
+        self.schedule, self.planner, self.config, self.rehearse = schedule, planner, config, rehearse or {}
+        self.mesh, self.axis = planner.mesh, planner.axis
+        self.env: LayeredEnv = planner.env  # type: ignore[assignment]
+        groups = planner.config.shuffle_groups
+        if recorded % groups or recorded > planner.config.num_envs:
+            allowed = f"a multiple of shuffle_groups={groups} up to num_envs={planner.config.num_envs}"
+            raise ConfigError("recorded", recorded, allowed)
+        self.groups, self.each = groups // parallel.size(self.mesh), recorded // groups
+        spec = (state_spec(), P())
+        self.compiled: dict[str, Any] = {
+            phase: parallel.jit(self._phase(phase), self.mesh, spec, spec, donate=(0,)) for phase in PHASES
+        }
+
+    def __call__(self, state: JointState, env_params: Any) -> tuple[JointState, dict[str, Array]]:
+        phase = self.schedule.phase(int(state.iteration))
+        rehearsal = state.rehearsal
+        state, metrics = self.compiled[phase](state.replace(rehearsal={}), parallel.strong(env_params))
+        if phase != "planner":
+            for _ in range(self.schedule.rehearsals):
+                state, rehearsal = self._rehearse(state, rehearsal)
+        return state.replace(rehearsal=rehearsal), {**metrics, "phase": jnp.float32(PHASES.index(phase))}
+
+    def cache_size(self) -> int:
+        """Compiled versions of the phase that has most; one in a healthy run."""
+        return max(f._cache_size() for f in self.compiled.values())
+
+    def _watched(self, x: Array) -> Array:
+        """Rows `(B, ...)` of the recorded environments: the first of each shuffle group, so the same ones on any device."""
+        grouped = x.reshape(self.groups, -1, *x.shape[1:])[:, : self.each]
+        return grouped.reshape(-1, *x.shape[1:])
+
+    def _rehearse(self, state: JointState, rehearsal: Mapping[str, Any]) -> tuple[JointState, dict[str, Any]]:
+        parts, places = dict(state.parts), dict(rehearsal)
+        for name, (update, params_for) in self.rehearse.items():
+            controller = controller_of(state.replace(parts=parts))
+            # Copied: the update gives its state's buffers away, and the other part may be among its parameters.
+            params = jax.tree.map(lambda x: jnp.array(x, copy=True), params_for(controller))
+            env, episode = places[name]
+            learner, _ = update(parts[name].replace(env=env, episode=episode), params)
+            places[name] = (learner.env, learner.episode)
+            parts[name] = learner.replace(env=(), episode=())
+        return state.replace(parts=parts), places
+
+    def _phase(self, phase: str) -> Callable[[JointState, Any], tuple[JointState, dict[str, Array]]]:
+        def run(state: JointState, env_params: Any) -> tuple[JointState, dict[str, Array]]:
+            params = env_params.replace(controller=controller_of(state))
+            with jax.default_matmul_precision(self.config.matmul_precision):
+                if phase == "planner":
+                    planner, metrics = self.planner._iterate(state.planner, params)
+                    parts = state.parts
+                else:
+                    planner, parts, metrics = self._both(state, params, plan_learns=phase == "both")
+            return JointState(planner, parts, state.rehearsal, state.iteration + 1), metrics
+
+        return run
+
+    def _both(self, state: JointState, env_params: Any, plan_learns: bool):
+        """A rollout in which the controller explores, and what is learned from it."""
+        planner = state.planner
+        # Phases count together: the planner's own count stands still while only the controller learns.
+        pool_key, noise_key, shuffle_key = jax.random.split(jax.random.fold_in(planner.key, state.iteration + 2**30), 3)
+        pool = self.env.fresh_pool(pool_key, self.planner.config.reset_pool, env_params)
+        stds = {name: jnp.exp(part.params["actor"]["log_std"]) for name, part in state.parts.items()}
+        widths, ticks = self.env.parts, self.env.ticks
+
+        def act(obs, keys):
+            return self.planner.plan(planner, obs, keys, plan_learns)
+
+        def step(pool, env_state, action, params, keys):
+            noise = {}
+            for i, (name, width) in enumerate(widths.items()):
+                draw = jax.vmap(lambda k, i=i, w=width: jax.random.normal(jax.random.fold_in(k, 1000 + i), (ticks, w)))
+                noise[name] = stds[name] * draw(keys)
+            out, seen = self.env.step_recorded(pool, env_state, action, params, noise)
+            return out, jax.tree.map(self._watched, seen)
+
+        keys = self.planner.step_keys(noise_key)
+        env, episode, data, stats = rollout.collect(
+            self.env, act, planner.env, planner.episode, pool, keys, env_params, step
+        )
+        chains, seen = data.extras
+        done = jax.vmap(self._watched)(data.terminated | data.truncated)
+        planner = planner.replace(env=env, episode=episode)
+        metrics = rollout.summarize(parallel.psum(stats, self.axis))
+        if plan_learns:
+            plan_key, shuffle_key = jax.random.split(shuffle_key)
+            planner, learned = self.planner.digest(planner, data.replace(extras=chains), plan_key)
+            metrics |= learned
+        parts = {}
+        for i, (name, part) in enumerate(state.parts.items()):
+            rollout_of_part, live = transition(seen, done, name)
+            key = jax.random.fold_in(shuffle_key, i)
+            parts[name], learned = ppo.digest(self.config, self.mesh, part, rollout_of_part, key, live)
+            metrics |= {f"{name}/{k}": v for k, v in learned.items()}
+            metrics[f"{name}/reward"] = parallel.pmean(rollout_of_part.reward.mean(where=live), self.axis)
+        return planner, parts, metrics
+
+
+def state_spec() -> JointState:
+    """Partition specs: a prefix tree of `JointState`."""
+    specs: Any = (dppo.state_spec(), P(), P(), P())
+    return JointState(*specs)
+
+
+def init(
+    key: Array,
+    config: ppo.PPOConfig,
+    planner: dppo.LearnerState,
+    controller: Mapping[str, Any],
+    critic_dims: Mapping[str, int],
+    rehearsal: Mapping[str, tuple[ppo.PPOConfig, VectorEnv, Any]] | None = None,
+    mesh: Mesh | None = None,
+) -> JointState:
+    """First state of a run.
+
+    Args:
+      key: random key of the controller's critics.
+      config: PPO of the controller's parts.
+      planner: of `dppo.init`.
+      controller: part -> `{"actor", "normalizer"}`.
+      critic_dims: part -> width of its critic's observation.
+      rehearsal: part -> config, environments and parameters of its first training.
+      mesh: as given to `dppo.init`.
+    """
+    parts = {
+        name: part_state(jax.random.fold_in(key, i), config, weights, critic_dims[name])
+        for i, (name, weights) in enumerate(controller.items())
+    }
+    places = {}
+    for i, (name, (own, env, params)) in enumerate((rehearsal or {}).items()):
+        first = ppo.init(jax.random.fold_in(key, 100 + i), own, env, params, mesh)
+        places[name] = (first.env, first.episode)
+    if mesh is not None:
+        parts = parallel.put(parts, P(), mesh)
+    return JointState(planner, parts, places, jnp.int32(0))

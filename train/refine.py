@@ -1,0 +1,184 @@
+"""`rdp refine`: planner and controller learn together on a T1 task (REFINE-DP)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from envs.chunk import Chunked
+from envs.control.env import ControlConfig, ControlEnv, training_params
+from envs.wrappers import AutoReset, LayeredAutoReset
+from rdp_jax import parallel
+from rdp_jax.algos import dppo, joint, ppo
+from rdp_jax.algos.loop import LoopConfig, train
+from rdp_jax.checkpoint import save_weights
+from rdp_jax.nets.mlp import mlp_sizes
+from rdp_jax.planner import save
+from rdp_jax.runs import Run
+from train import output
+from train.controller import OTHER, act
+from train.finetune import (
+    described,
+    evaluated,
+    note,
+    outcome,
+    settings,
+    start_planner,
+    success_of,
+    tuned,
+    with_first_std,
+)
+from train.pretrain import PLANNER
+from train.task_args import RefineArgs
+from train.tasks import HumanoidStage, check_fits
+
+WIDER, PASS = 1.1, 0.9  # the curriculum's factor, and the success that earns it
+
+
+class Curriculum:
+    """Spread of the starts, widened by a tenth whenever `PASS` of an iteration's episodes succeed (REFINE-DP, section 1).
+
+    A resumed run reads where it was from its own `metrics.jsonl`.
+    """
+
+    def __init__(self, on: bool, stage: HumanoidStage, first: float, out: Path | None, resume: bool):
+        self.on, self.params, self.scale = on, stage.params, first
+        path = out / "metrics.jsonl" if out and resume else None
+        if on and path and path.is_file():
+            for line in path.read_text().splitlines():
+                self.scale = json.loads(line).get("next_start_range", self.scale)
+
+    def at(self, iteration: int) -> Any:
+        """Environment parameters of the next iteration."""
+        del iteration
+        control = self.params.control
+        world = control.world.replace(scale=jnp.float32(self.scale))
+        return self.params.replace(control=control.replace(world=world))
+
+    def learn(self, metrics: dict[str, Any]) -> None:
+        """After an iteration."""
+        if self.on and success_of(metrics) >= PASS:
+            self.scale *= WIDER
+
+
+class Recording(joint.Update):
+    """`joint.Update` that also logs the curriculum."""
+
+    def __init__(self, curriculum: Curriculum, *args: Any):
+        super().__init__(*args)
+        self.curriculum = curriculum
+
+    def __call__(self, state: joint.JointState, env_params: Any) -> tuple[joint.JointState, dict[str, Any]]:
+        before = self.curriculum.scale
+        state, metrics = super().__call__(state, env_params)
+        self.curriculum.learn({name: float(metrics[name]) for name in ("episode/finished", "episode/return")})
+        return state, {**metrics, "start_range": before, "next_start_range": self.curriculum.scale}
+
+
+def rehearsals(args: RefineArgs, config: ppo.PPOConfig, controller: dict[str, Any]) -> dict[str, tuple]:
+    """Part -> (config, environments, how their parameters follow from the controller) of the controller's first training."""
+    found = {}
+    if args.schedule.rehearsals and not (
+        args.schedule.variant == "alternate" and not args.schedule.controller_iterations
+    ):
+        own = dataclasses.replace(config, num_envs=128, unroll_length=32, minibatches=4)
+        for part in controller:
+            env = ControlEnv(ControlConfig(part=part, backend=args.backend, physics_dt=0.01), partner=act)
+            found[part] = (own, AutoReset(env), lambda weights, part=part: training_params(weights[OTHER[part]]))
+    return found
+
+
+def run_refine(args: RefineArgs) -> dict[str, Any]:
+    """Evaluates, refines, evaluates again on the same starts; writes the planner and both parts of the controller."""
+    start = time.monotonic()
+    assert args.iterations is not None
+    given = start_planner(args, "dppo")
+    before = with_first_std(given, args.first_std)
+    stage = HumanoidStage(args, given.config.history)
+    check_fits(given, stage.env)
+    run = Run(args.out, settings(args), resume=args.resume) if args.out else None
+    first = evaluated(args, stage, given)
+    untrained = evaluated(args, stage, before) if before is not given else {}
+
+    mesh = parallel.make_mesh()
+    vector = LayeredAutoReset(Chunked(stage.env, before.config.executed))  # type: ignore[arg-type]
+    controller = dict(stage.params.controller)
+    sizes = {mlp_sizes(weights["actor"]["mlp"]) for weights in controller.values()}
+    config = dataclasses.replace(args.controller, actor_sizes=sizes.pop())
+    policy: Any = before.actor().policy
+    planner = dppo.init(jax.random.key(args.seed), args.dppo, policy, before.bundle, vector, stage.params, mesh)
+    old = rehearsals(args, config, controller)
+    key = jax.random.fold_in(jax.random.key(args.seed), 1)
+    places = {part: (own, env, params_for(controller)) for part, (own, env, params_for) in old.items()}
+    split, whole = stage.env.control.critic_split, stage.env.control.spec.obs_dims["critic"]
+    dims = {"legs": split, "hands": whole - split}
+    state = joint.init(key, config, planner, controller, dims, places, mesh)
+    state = run.restore(state) if run else state
+    curriculum = Curriculum(args.curriculum, stage, args.start_range, args.out, args.resume)
+    update = Recording(
+        curriculum,
+        args.schedule,
+        dppo.Update(args.dppo, policy, vector, mesh),
+        config,
+        args.recorded,
+        {part: (ppo.Update(own, env, mesh), params_for) for part, (own, env, params_for) in old.items()},
+    )
+    loop = LoopConfig(
+        iterations=args.iterations, save_every_s=60.0, max_wall_s=60.0 * args.minutes if args.minutes else 0.0
+    )
+    chunk = args.dppo.num_envs * args.dppo.unroll_length * before.config.executed
+    curve: list[float] = []
+    with output.Progress(f"refine {args.task}", total=args.iterations, budget_s=loop.max_wall_s or None) as bar:
+
+        def report(p):
+            curve.append(success_of(p.metrics))
+            bar.update(p.iteration, p.iteration * chunk, said(p.metrics))
+
+        result = train(update, state, curriculum.at, loop, run, progress=report)
+    state = result.state
+    count = int(state.iteration)
+    after = tuned(before, state.planner, args.dppo, described(args, before, count))
+    learned = jax.device_get(joint.controller_of(state))
+    if args.out:
+        save(args.out / PLANNER, after)
+        for part, weights in learned.items():
+            save_weights(args.out / f"{part}.safetensors", weights, {**described(args, before, count), "part": part})
+    only = evaluated(args, stage, after)
+    stage.params = stage.params.replace(controller=learned)
+    second = evaluated(args, stage, after)
+    if run:
+        run.close()
+    metrics = {
+        **outcome(first, untrained, second, curve),
+        "iterations": count,
+        "env_steps": count * chunk,
+        "stopped_by": result.stopped_by,
+        "planner_alone": only,
+        "start_range": curriculum.scale,
+    }
+    return output.summary(
+        "refine",
+        seed=args.seed,
+        backend=stage.env.physics.name,
+        num_envs=args.dppo.num_envs,
+        wall_s=time.monotonic() - start,
+        metrics=metrics,
+        task=args.task,
+        env_steps=count * chunk,
+    )
+
+
+def said(metrics: dict[str, Any]) -> str:
+    """What the progress line says: of the planner, or of the controller where only that learned."""
+    if "policy/kl" in metrics:
+        return note(metrics)
+    parts = "  ".join(
+        f"{part} {metrics[f'{part}/reward']:.4f} (kl {metrics[f'{part}/policy/kl']:.3f})" for part in OTHER
+    )
+    return f"return {success_of(metrics):.2f} of {int(metrics['episode/finished'])}  reward {parts}"
