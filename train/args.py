@@ -83,7 +83,7 @@ class DoctorArgs(Common):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DemoArgs(Common):
+class ControllerDemoArgs(Common):
     """A short tour in one HTML report: the shipped controller on a scripted course, then a live training from scratch.
 
     `--num-envs` is about the training; without `--out` a new directory under `runs` is made.

@@ -52,9 +52,15 @@ COMMANDS = (
     ),
     Command(
         "demo",
-        "A short tour in one HTML report: the shipped controller at work.",
-        "train.args:DemoArgs",
+        "The main job on a small scale: refine the shipped pickup planner and its controller, report before and after.",
+        "train.task_args:DemoArgs",
         "train.demo:run_demo",
+    ),
+    Command(
+        "controller demo",
+        "A short tour in one HTML report: the shipped controller at work.",
+        "train.args:ControllerDemoArgs",
+        "train.controller_demo:run_demo",
     ),
     Command(
         "controller train",
@@ -91,6 +97,12 @@ COMMANDS = (
         "Fine-tune planner and controller together (REFINE-DP).",
         "train.task_args:RefineArgs",
         "train.refine:run_refine",
+    ),
+    Command(
+        "dsrl",
+        "Steer a frozen planner by reinforcement learning over its initial noise (DSRL).",
+        "train.task_args:DSRLArgs",
+        "train.dsrl:run_dsrl",
     ),
     Command(
         "eval",

@@ -18,9 +18,11 @@ from rdp_jax.nets.build import GAUSSIAN
 from rdp_jax.planner import Planner, save
 from rdp_jax.runs import Run, git_revision, versions
 from train import output
+from train.learning_report import read_curve, write
 from train.pretrain import PLANNER
+from train.rollouts import Played
 from train.task_args import FinetuneArgs
-from train.tasks import Stage, check_fits, find_planner, set_up
+from train.tasks import HumanoidStage, Stage, check_fits, find_planner, set_up
 
 TRACKED = ("hand_position_error_m", "hand_orientation_error_rad", "hand_speed_mps", "completion_time_s")
 JUDGED = ("success_rate", "success_ci95", "return", "return_ci95", *TRACKED)
@@ -57,14 +59,15 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     config = args.dppo
     if args.algo == "gaussian-ppo":
         config = dataclasses.replace(config, tuned_steps=1)
-    stage = set_up(args, before.config.history)
+    stage = set_up(args, before.config.history, record=args.out is not None)
     env, params = stage.env, stage.params
     check_fits(before, env)
     recorded = settings(args)
     run = Run(args.out, recorded, resume=args.resume) if args.out else None
-    first = evaluated(args, stage, given)
+    log = EvaluationLog(args, stage)
+    first = log.judge("before", given)
     # What the smaller noise does alone, without any learning.
-    quiet = first if before is given else evaluated(args, stage, before)
+    quiet = {} if before is given else log.judge("untrained", before)
     mesh = parallel.make_mesh()
     vector = AutoReset(Chunked(env, before.config.executed))  # type: ignore[arg-type]
     policy: Any = before.actor().policy
@@ -87,17 +90,17 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     after = tuned(before, state, config, described(args, before, int(state.iteration)))
     if args.out:
         save(args.out / PLANNER, after)
-    second = evaluated(args, stage, after)
+    second = log.judge("after", after)
     if run:
         run.close()
     steps = dppo.env_steps(config, state, before.config.executed)
     metrics = {
-        **outcome(first, quiet if before is not given else {}, second, curve),
+        **outcome(first, quiet, second, curve),
         "iterations": int(state.iteration),
         "env_steps": steps,
         "stopped_by": result.stopped_by,
     }
-    return output.summary(
+    record = output.summary(
         "finetune",
         seed=args.seed,
         backend=env.physics.name,
@@ -107,6 +110,38 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
         task=args.task,
         env_steps=steps,
     )
+    log.report(record)
+    return record
+
+
+class EvaluationLog:
+    """The evaluations of a run that learns, under names, and their report."""
+
+    def __init__(self, args: Any, stage: Stage):
+        self.args, self.stage = args, stage
+        self.figures: dict[str, dict[str, Any]] = {}
+        self.played: dict[str, Played] = {}
+
+    def judge(self, name: str, planner: Planner) -> dict[str, Any]:
+        """Figures over `--trials` fresh starts, the same ones every time; nothing without trials."""
+        if not self.args.trials:
+            return {}
+        return self.keep(name, self.stage.judge(planner, self.args.seed, self.args.trials))
+
+    def keep(self, name: str, figures: dict[str, Any]) -> dict[str, Any]:
+        """An evaluation that somebody else has just made on the stage."""
+        self.figures[name] = figures
+        if isinstance(self.stage, HumanoidStage) and self.stage.last is not None:
+            self.played[name] = self.stage.last
+        return figures
+
+    def report(self, record: dict[str, Any]) -> None:
+        """Writes `report.html` into `--out`, for T1 tasks that were evaluated; its path goes into the summary."""
+        if self.args.out is None or len(self.figures) < 2 or not isinstance(self.stage, HumanoidStage):
+            return
+        path = self.args.out / "report.html"
+        write(path, self.stage.env, record, self.figures, read_curve(self.args.out), self.played)
+        record["metrics"]["report"] = str(path)
 
 
 def settings(args: Any) -> dict[str, Any]:
@@ -157,11 +192,6 @@ def outcome(
         found |= {f"{name}_{when}": figures[name] for name in JUDGED if name in figures}
     reached = next((i + 1 for i, rate in enumerate(rates) if rate >= 0.9), None)
     return {**found, "iterations_to_90": reached, "before": before, "after": after}
-
-
-def evaluated(args: Any, stage: Stage, planner: Planner) -> dict[str, Any]:
-    """Figures over `--trials` fresh starts, the same ones every time; nothing without trials."""
-    return stage.judge(planner, args.seed, args.trials) if args.trials else {}
 
 
 def success_of(metrics: dict[str, Any]) -> float:

@@ -24,8 +24,8 @@ from rdp_jax.runs import Run
 from train import output
 from train.controller import OTHER, act
 from train.finetune import (
+    EvaluationLog,
     described,
-    evaluated,
     note,
     outcome,
     settings,
@@ -100,11 +100,12 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     assert args.iterations is not None
     given = start_planner(args, "dppo")
     before = with_first_std(given, args.first_std)
-    stage = HumanoidStage(args, given.config.history)
+    stage = HumanoidStage(args, given.config.history, record=args.out is not None)
     check_fits(given, stage.env)
     run = Run(args.out, settings(args), resume=args.resume) if args.out else None
-    first = evaluated(args, stage, given)
-    untrained = evaluated(args, stage, before) if before is not given else {}
+    log = EvaluationLog(args, stage)
+    first = log.judge("before", given)
+    untrained = log.judge("untrained", before) if before is not given else {}
 
     mesh = parallel.make_mesh()
     vector = LayeredAutoReset(Chunked(stage.env, before.config.executed))  # type: ignore[arg-type]
@@ -149,9 +150,9 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
         save(args.out / PLANNER, after)
         for part, weights in learned.items():
             save_weights(args.out / f"{part}.safetensors", weights, {**described(args, before, count), "part": part})
-    only = evaluated(args, stage, after)
+    only = log.judge("planner alone", after)
     stage.params = stage.params.replace(controller=learned)
-    second = evaluated(args, stage, after)
+    second = log.judge("after", after)
     if run:
         run.close()
     metrics = {
@@ -162,7 +163,7 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
         "planner_alone": only,
         "start_range": curriculum.scale,
     }
-    return output.summary(
+    record = output.summary(
         "refine",
         seed=args.seed,
         backend=stage.env.physics.name,
@@ -172,6 +173,8 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
         task=args.task,
         env_steps=count * chunk,
     )
+    log.report(record)
+    return record
 
 
 def said(metrics: dict[str, Any]) -> str:

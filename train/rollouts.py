@@ -98,7 +98,9 @@ class Played:
 
     @staticmethod
     def join(parts: list[Played]) -> Played:
-        """All episodes; recordings are dropped."""
+        """All episodes; recordings are dropped, unless there is but one part."""
+        if len(parts) == 1:
+            return parts[0]
         names = ("success", "fall", "drop", "steps", "stage", "seed")
         return Played(
             **{name: np.concatenate([getattr(p, name) for p in parts]) for name in names},

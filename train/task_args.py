@@ -8,6 +8,7 @@ from typing import Any
 
 from rdp_jax.algos.bc import BCConfig
 from rdp_jax.algos.dppo import DPPOConfig
+from rdp_jax.algos.dsrl import DSRLConfig
 from rdp_jax.algos.joint import Schedule, controller_ppo
 from rdp_jax.algos.ppo import PPOConfig
 from rdp_jax.config import ConfigError, chosen, ranged
@@ -129,21 +130,23 @@ class PretrainArgs(Resumable, TaskFlags):
 def task_dppo(preset: str) -> DPPOConfig:
     """DPPO on the T1 tasks: sparse reward, all five steps tuned.
 
-    A chunk has 184 scored numbers, and a clip of their mean log-ratio at 0.02 would be one of 3.7 for their sum: success fell
-    from 0.76 to 0.05 within four iterations.  0.002 keeps the KL per inner step near 0.1 nat.  Time runs out for good (the critic
-    sees it running out), so a truncation is the end.
+    A chunk has 184 scored numbers, and a clip of their mean log-ratio at 0.02 would be one of 3.7 for their sum: with it success
+    fell from 0.76 to 0.05 within four iterations, and a fixed rate of 5e-5 is a KL of 2.7 nat in a single step.  So the rate is
+    adapted to a KL per iteration: at 0.05 nat success with exploration rose by 0.003 an iteration, at 0.15 by 0.015
+    (docs/refine.md).
+    Time runs out for good (the critic sees it running out), so a truncation is the end.
     """
     common: dict[str, Any] = {
         "tuned_steps": 5,
         "gamma": 0.97,
         "gamma_denoising": 0.9,
         "epochs": 4,
-        "clip": 0.002,
-        "clip_base": 0.002,
+        "clip": 0.005,
+        "clip_base": 0.005,
         "critic_warmup": 1,
-        "actor_lr": 4e-6,
-        "kl_goal": 0.05,
-        "target_kl": 0.3,
+        "actor_lr": 8e-6,
+        "kl_goal": 0.15,
+        "target_kl": 1.0,
         # The reference's clamp of 2 would bind everywhere where the std is 0.02.
         "log_prob_max": 20.0,
         "log_prob_min": -50.0,
@@ -226,3 +229,69 @@ class RefineArgs(Resumable, TaskFlags):
         envs, groups = self.num_envs or self.dppo.num_envs, self.dppo.shuffle_groups
         if self.recorded > envs or self.recorded % groups:
             raise ConfigError("recorded", self.recorded, f"a multiple of shuffle_groups={groups} up to num_envs={envs}")
+
+
+def task_dsrl(preset: str) -> DSRLConfig:
+    """DSRL on the T1 tasks: a chunk decides much, so few environments side by side and many updates for each of their steps."""
+    if preset == "gpu":
+        return DSRLConfig(num_envs=1024, updates=40, distillations=40, batch=1024, capacity=400_000, reset_pool=512)
+    return DSRLConfig(
+        num_envs=128, unroll_length=2, updates=24, distillations=24, warmup=10, critic_warmup=20, capacity=60_000
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DSRLArgs(Resumable, TaskFlags):
+    """Steer a frozen diffusion planner by reinforcement learning over its initial noise (DSRL)."""
+
+    preset: str = PLANNER_PRESET
+    variant: str = chosen("na", ("na", "sac"), "noise-aliased, or soft actor-critic on the noise itself")
+    planner: Path | None = input_file("diffusion planner to steer; left out: the shipped pre-trained one")
+    ddim_steps: int | None = optional(1, 1000, "DDIM steps from noise to chunk; left out: the planner's own number")
+    iterations: int = ranged(300, 1, 10**7, "iterations, warm-up included")
+    minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
+    trials: int = ranged(256, 0, 10**7, "episodes of the evaluations before and after; 0 for none")
+    controls: bool = said(
+        False, "also judge no noise, halved noise, tanh noise, an untrained actor and a golden ticket"
+    )
+    tickets: int = ranged(32, 2, 10**5, "candidates of the golden ticket, each tried in eight episodes of its own")
+    dsrl: DSRLConfig = dataclasses.field(
+        default_factory=lambda: task_dsrl("cpu"), metadata={"hidden": ("num_envs", "variant")}
+    )
+
+    @classmethod
+    def defaults(cls, preset: str) -> DSRLArgs:
+        """What `--preset` stands for."""
+        if preset == "gym":
+            # As released, except for what `DSRLConfig` mends; more environments side by side.
+            dsrl = DSRLConfig(
+                num_envs=16,
+                unroll_length=4,
+                updates=40,
+                distillations=20,
+                gamma=0.99,
+                warmup=20,
+                critic_warmup=20,
+                sizes=(128, 128, 128),
+                time_limit="bootstrap",
+            )
+            return cls(preset=preset, task="hopper", num_envs=dsrl.num_envs, dsrl=dsrl, trials=80)
+        dsrl = task_dsrl(preset)
+        return cls(preset=preset, num_envs=dsrl.num_envs, dsrl=dsrl)
+
+    def resolved(self) -> DSRLArgs:
+        """These arguments with the fields of `dsrl` that have flags of their own."""
+        dsrl = dataclasses.replace(self.dsrl, variant=self.variant, num_envs=self.num_envs or self.dsrl.num_envs)
+        return dataclasses.replace(self, num_envs=dsrl.num_envs, dsrl=dsrl)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoArgs(Common):
+    """The main job on a small scale: judge the shipped imitation of a task, refine planner and controller, judge again.
+
+    Without `--out` a new directory under `runs` is made.  Interrupted, it judges and reports what there is.
+    """
+
+    task: str = chosen("pickup", T1_TASKS, "task")
+    minutes: float = ranged(11.0, 0.1, 1e5, "length of the training, compilation included", "min")
+    trials: int = ranged(256, 1, 10**7, "episodes of each evaluation")

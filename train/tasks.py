@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from rdp_jax.evaluate import first_episodes
 from rdp_jax.planner import Planner, load
 from train import output
 from train.controller import act, load_part
-from train.rollouts import EVALUATION_STREAM, PlannerPlayer, Theatre, evaluate, report
+from train.rollouts import EVALUATION_STREAM, PlannerPlayer, Played, Theatre, evaluate, report
 from train.task_args import TaskFlags
 
 
@@ -44,19 +45,42 @@ class Stage(Protocol):
         """
         ...
 
+    def judge_actor(
+        self, actor: Any, weights: tuple[Any, Any], seed: int, trials: int, at_once: int | None = None
+    ) -> dict[str, Any]:
+        """As `judge`, for anything that acts as `rdp_jax.planner.Actor` does, with the first two arguments of its `act`."""
+        ...
 
-def set_up(args: TaskFlags, history: int) -> Stage:
-    """The stage of `args.task` for planners that see `history` frames.  Raises `ConfigError`."""
-    return GymStage(args, history) if args.task in SPECS else HumanoidStage(args, history)
+
+def set_up(args: TaskFlags, history: int, record: bool = False) -> Stage:
+    """The stage of `args.task` for planners that see `history` frames; `record` for reports.  Raises `ConfigError`."""
+    return GymStage(args, history) if args.task in SPECS else HumanoidStage(args, history, record)
 
 
 class HumanoidStage:
-    """A task of the T1; the score is the success rate."""
+    """A task of the T1; the score is the success rate.
 
-    def __init__(self, args: TaskFlags, history: int = 8):
-        self.name = args.task
+    Args:
+      args: of the command.
+      history: frames that planners see.
+      record: keep every step of the evaluations of up to 256 episodes, for replays.
+
+    Attributes:
+      last: the latest evaluation's episodes.
+    """
+
+    def __init__(self, args: TaskFlags, history: int = 8, record: bool = False):
+        self.name, self.record = args.task, record
+        self.last: Played | None = None
         self.env = Hierarchy(make_task(args.task), act, HierarchyConfig(args.backend, args.physics_dt, history))
         self.params = self._params(args)
+        self._theatres: dict[Any, Theatre] = {}
+
+    def theatre(self, name: Any, player: Callable[[], Any]) -> Theatre:
+        """The theatre called `name`, made with `player()` the first time: compiled once, whatever weights it is given later."""
+        if name not in self._theatres:
+            self._theatres[name] = Theatre(self.env, player(), self.record)
+        return self._theatres[name]
 
     def _params(self, args: TaskFlags) -> PlannerParams:
         """Shipped or given controller, starts of the given range."""
@@ -68,13 +92,25 @@ class HumanoidStage:
         self, planner: Planner, seed: int, trials: int, at_once: int | None = None, explore: bool = False
     ) -> dict[str, Any]:
         """See `Stage.judge`."""
-        return self.judge_player(PlannerPlayer(planner.actor(), explore), weights_of(planner), seed, trials, at_once)
+        name = (planner.config, planner.dims, planner.tuned_steps, explore)
+        theatre = self.theatre(name, lambda: PlannerPlayer(planner.actor(), explore))
+        return self._judge(theatre, weights_of(planner), seed, trials, at_once)
+
+    def judge_actor(
+        self, actor: Any, weights: tuple[Any, Any], seed: int, trials: int, at_once: int | None = None
+    ) -> dict[str, Any]:
+        """See `Stage.judge_actor`."""
+        return self._judge(self.theatre(actor, lambda: PlannerPlayer(actor)), weights, seed, trials, at_once)
 
     def judge_player(
         self, player: Any, weights: Any, seed: int, trials: int, at_once: int | None = None
     ) -> dict[str, Any]:
         """As `judge`, for any `train.rollouts.Player`."""
-        theatre = Theatre(self.env, player)
+        return self._judge(self.theatre(player, lambda: player), weights, seed, trials, at_once)
+
+    def _judge(
+        self, theatre: Theatre, weights: Any, seed: int, trials: int, at_once: int | None = None
+    ) -> dict[str, Any]:
         with output.Progress(f"eval {self.name}", total=trials) as bar:
             played = evaluate(
                 theatre,
@@ -85,6 +121,7 @@ class HumanoidStage:
                 at_once or min(256, trials),
                 lambda done, steps: bar.update(done, steps, ""),
             )
+        self.last = played
         found = report(self.env, played)
         return {**found, "score": found["success_rate"], "env_steps": int(played.steps.sum())}
 
@@ -102,8 +139,19 @@ class GymStage:
         self, planner: Planner, seed: int, trials: int, at_once: int | None = None, explore: bool = False
     ) -> dict[str, Any]:
         """See `Stage.judge`."""
-        actor, weights = planner.actor(), weights_of(planner)
-        chunked = Chunked(self.env, planner.config.executed)
+        return self._judge(planner.actor(), weights_of(planner), seed, trials, at_once, explore)
+
+    def judge_actor(
+        self, actor: Any, weights: tuple[Any, Any], seed: int, trials: int, at_once: int | None = None
+    ) -> dict[str, Any]:
+        """See `Stage.judge_actor`."""
+        return self._judge(actor, weights, seed, trials, at_once, explore=False)
+
+    def _judge(
+        self, actor: Any, weights: tuple[Any, Any], seed: int, trials: int, at_once: int | None, explore: bool
+    ) -> dict[str, Any]:
+        executed = actor.config.executed
+        chunked = Chunked(self.env, executed)
         vector = AutoReset(chunked)
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
         at_once = at_once or min(64, trials)
@@ -120,7 +168,7 @@ class GymStage:
             for first in range(0, trials, at_once):
                 played = play(jnp.arange(first, min(first + at_once, trials)), *weights)
                 returns.append(np.asarray(played.returns))
-                steps += int(played.steps.sum()) * planner.config.executed
+                steps += int(played.steps.sum()) * executed
                 bar.update(min(first + at_once, trials), steps, f"return {np.concatenate(returns).mean():.0f}")
         return {**return_report(np.concatenate(returns)), "env_steps": steps}
 

@@ -97,6 +97,10 @@ class Task(Protocol):
         """Beyond recovery (falls of the robot apart)."""
         ...
 
+    def grasped(self, view: View) -> Array:
+        """`()` bool, both palms are at one object: what squeezes it, the difference of their errors, is then no error."""
+        ...
+
     def stage(self, world: Any, view: View) -> Array:
         """`()` int32 index into `stages` of what has been achieved so far."""
         ...

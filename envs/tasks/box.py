@@ -125,14 +125,18 @@ class BoxTask:
         mass = view.model.body_mass[self.body]
         return jnp.concatenate([linear, view.physics.qvel[self.box_vel[3:]], jnp.stack([mass, self.height(view)])])
 
+    def grasped(self, view: View) -> Array:
+        """The palms are on both sides of the box, as far apart as it is wide."""
+        hands, box = view.measured.hand_pos, view.local(self.box_pose(view)[:3])
+        middle = jnp.linalg.norm(hands.mean(0) - box) < 0.08
+        return middle & (jnp.linalg.norm(hands[0] - hands[1]) < EDGE + 0.02)
+
     def until_lifted(self, view: View) -> Array:
         """Stage 0 to 3: start, near the box, palms at it, lifted clear."""
         pose = self.box_pose(view)
         place = self.grasp_place(pose)
         near = jnp.linalg.norm(view.measured.base[:2] - place[:2]) < 0.15
-        middle = jnp.linalg.norm(view.measured.hand_pos.mean(0) - view.local(pose[:3])) < 0.08
-        apart = jnp.linalg.norm(view.measured.hand_pos[0] - view.measured.hand_pos[1]) < EDGE + 0.02
         lifted = self.height(view) > 0.02
         stage = jnp.where(near, 1, 0)
-        stage = jnp.where(middle & apart, 2, stage)
+        stage = jnp.where(self.grasped(view), 2, stage)
         return jnp.where(lifted, 3, stage)

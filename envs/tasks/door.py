@@ -230,6 +230,11 @@ class Door:
         del world, view
         return jnp.array(False)
 
+    def grasped(self, view: View) -> Array:
+        """Nothing here is held with both hands."""
+        del view
+        return jnp.array(False)
+
     def stage(self, world: DoorWorld, view: View) -> Array:
         """As `stages`."""
         base, (door, lever) = view.measured.base, self.angles(view)

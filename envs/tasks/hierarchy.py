@@ -180,10 +180,13 @@ class Hierarchy:
                 for name in self.parts
             }
             after = self.control.step(inner, jnp.concatenate([chosen["legs"], chosen["hands"]]), params.control)
-            world, held = self.task.tick(world, self._view(after))
+            view = self._view(after)
+            world, held = self.task.tick(world, view)
+            # Rewarded for reaching into what it holds, a controller would learn to squeeze (docs/refine.md).
+            inner_task = after.task.replace(carrying=self.task.grasped(view))
             if held is not None:
-                commands = after.task.commands.replace(eq_active=held)
-                after = after.replace(task=after.task.replace(commands=commands))
+                inner_task = inner_task.replace(commands=inner_task.commands.replace(eq_active=held))
+            after = after.replace(task=inner_task)
             critic = jnp.split(inner.obs["critic"], [self.control.critic_split])
             record = Ticks(
                 obs={name: inner.obs[name] for name in self.parts},

@@ -1,4 +1,4 @@
-"""`rdp demo`: the course is one a robot can do, numbers are counted right, an interrupted demo still tells what it found."""
+"""`rdp controller demo`: the course is one a robot can do, numbers are counted right, an interrupted demo still tells what it found."""
 
 import json
 import signal
@@ -17,8 +17,9 @@ from envs.control.env import nominal_params
 from envs.t1.model import load_model
 from envs.t1.robot import STAND_ARM_LEFT, Robot
 from rdp_jax.runs import RunError
-from train import cli, controller_report, course, demo
-from train.args import DemoArgs
+from train import cli, controller_report, course
+from train import controller_demo as demo
+from train.args import ControllerDemoArgs
 
 MODEL = load_model("flat")
 ROBOT = Robot.from_model(MODEL)
@@ -234,7 +235,7 @@ def quick(monkeypatch):
 
 def test_demo_writes_a_page_and_says_where(quick, tmp_path, capsys):
     out = tmp_path / "new"
-    assert cli.main(["demo", "--out", str(out)]) == 0
+    assert cli.main(["controller", "demo", "--out", str(out)]) == 0
     assert quick == ["compile", "walk", "test", "learn", "film"]
     page = (out / "report.html").read_text()
     for text in ("Stayed up", "Footsteps from above", "Falls per 10 s", "after 12 s", "no OpenGL"):
@@ -255,7 +256,7 @@ def test_an_interrupted_demo_reports_what_it_found(quick, monkeypatch, tmp_path,
 
     monkeypatch.setattr(demo.Demo, at, interrupted)
     out = tmp_path / "new"
-    record = demo.run_demo(DemoArgs(out=out))
+    record = demo.run_demo(ControllerDemoArgs(out=out))
     assert quick[-1] == at
     assert record["metrics"]["interrupted"] == {"walk": "course", "learn": "learning"}[at]
     assert "Interrupted" in (out / "report.html").read_text()
@@ -270,7 +271,7 @@ def test_an_interrupt_does_not_wait_for_the_compiler(quick, monkeypatch, tmp_pat
 
     monkeypatch.setattr(demo.Demo, "compile", slow)
     with pytest.raises(KeyboardInterrupt):
-        demo.run_demo(DemoArgs(out=tmp_path / "new"))
+        demo.run_demo(ControllerDemoArgs(out=tmp_path / "new"))
     assert not finished
     release.set()
     assert not (tmp_path / "new").exists()
@@ -279,8 +280,8 @@ def test_an_interrupt_does_not_wait_for_the_compiler(quick, monkeypatch, tmp_pat
 def test_a_directory_in_use_is_left_alone(quick, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty"):
-        demo.run_demo(DemoArgs(out=tmp_path))
-    assert cli.main(["demo", "--out", str(tmp_path)]) == 2
+        demo.run_demo(ControllerDemoArgs(out=tmp_path))
+    assert cli.main(["controller", "demo", "--out", str(tmp_path)]) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -293,5 +294,5 @@ def test_the_default_directory_is_a_new_one(monkeypatch, tmp_path):
 
 
 def test_settings_are_checked_before_anything_runs(quick, tmp_path):
-    assert cli.main(["demo", "--num-envs", "6", "--out", str(tmp_path / "new")]) == 2
+    assert cli.main(["controller", "demo", "--num-envs", "6", "--out", str(tmp_path / "new")]) == 2
     assert quick == []

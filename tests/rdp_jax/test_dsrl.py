@@ -1,0 +1,197 @@
+"""DSRL on a bandit whose best noise is known; its parts; exactness."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.core import EnvSpec, State
+from envs.wrappers import AutoReset
+from rdp_jax import parallel, replay
+from rdp_jax.algos import dsrl
+from rdp_jax.config import ConfigError
+from rdp_jax.nets.squashed import squash
+from rdp_jax.steer import FunctionBase
+
+GAIN, BOUND = 0.5, 1.5
+CONFIG = dsrl.DSRLConfig(
+    num_envs=32,
+    unroll_length=2,
+    warmup=6,
+    critic_warmup=8,
+    updates=8,
+    distillations=8,
+    batch=64,
+    capacity=4096,
+    noise_bound=BOUND,
+    actor_lr=1e-3,
+    critic_lr=3e-3,
+    sizes=(64, 64),
+    target_entropy=-1.5,
+)
+
+
+class Bandit:
+    """One decision: the reward is how near the chunk comes to half the context."""
+
+    spec = EnvSpec("bandit", {"actor": 2, "critic": 2}, 2, 0.1, 1)
+
+    def default_params(self):
+        return jnp.float32(0.0)
+
+    def _state(self, key, reward, over):
+        key, draw = jax.random.split(key)
+        context = jax.random.uniform(draw, (2,), minval=-1.0)
+        no = jnp.array(False)
+        return State(context, {"actor": context, "critic": context}, reward, over, no, {"m": reward}, key)
+
+    def reset(self, key, params):
+        return self._state(key, jnp.float32(0.0), jnp.array(False))
+
+    def step(self, state, action, params):
+        reward = -jnp.sum(jnp.square(action - 0.5 * state.physics))
+        return self._state(state.key, reward, jnp.array(True))
+
+
+class Linear:
+    """A frozen policy of one action: the noise, halved."""
+
+    noise_shape, chunk_dim = (1, 2), 2
+
+    def see(self, params, obs):
+        return obs
+
+    def sample(self, params, obs, noise):
+        return params * noise[:, 0]
+
+    def to_env(self, params, chunk):
+        return chunk
+
+
+def best(obs):
+    """The noise that wins, in the box: `GAIN BOUND u = obs / 2`."""
+    return 0.5 * obs / (GAIN * BOUND)
+
+
+def make(config, policy=None, mesh=None):
+    env, policy = AutoReset(Bandit()), policy or Linear()
+    state = dsrl.init(jax.random.key(0), config, policy, jnp.float32(GAIN), env, jnp.float32(0.0), mesh)
+    return state, dsrl.Update(config, policy, env, mesh=mesh)
+
+
+@pytest.mark.parametrize("variant", ["na", "sac"])
+def test_the_best_noise_is_found(variant):
+    config = dataclasses.replace(CONFIG, variant=variant)
+    state, update = make(config)
+    rewards = []
+    for _ in range(60):
+        state, metrics = update(state, jnp.float32(0.0))
+        rewards.append(float(metrics["episode/return"]))
+    obs = jax.random.uniform(jax.random.key(9), (256, 2), minval=-1.0)
+    u, _ = update.nets.act(state.params["actor"], obs, None)
+    assert float(jnp.abs(u - best(obs)).mean()) < 0.12
+    warm, final = np.mean(rewards[:6]), np.mean(rewards[-5:])
+    assert warm < -0.5 and final > -0.12
+    # From the first steered iteration on it is no worse than the base: quiet noise to begin with, and critics that learn first.
+    assert min(rewards[6:]) > warm
+    assert float(state.base) == GAIN and update.cache_size() == 1 and int(state.skipped) == 0
+
+
+def test_nobody_moves_before_it_is_time():
+    state, update = make(CONFIG)
+    first = jax.device_get(state.params)
+    for i in range(CONFIG.warmup + CONFIG.critic_warmup):
+        state, _ = update(state, jnp.float32(0.0))
+        now = jax.device_get(state.params)
+        same = jax.tree.map(np.array_equal, now["actor"], first["actor"])
+        assert all(jax.tree.leaves(same))
+        learned = not np.array_equal(now["values"]["heads"]["last"]["bias"], first["values"]["heads"]["last"]["bias"])
+        assert learned == (i >= CONFIG.warmup)
+    state, _ = update(state, jnp.float32(0.0))
+    assert not np.array_equal(jax.device_get(state.params["alpha"]), first["alpha"])
+
+
+def test_the_first_actor_is_quieter_than_the_base():
+    state, update = make(CONFIG)
+    obs = jnp.zeros((4096, 2))
+    u, _ = update.nets.act(state.params["actor"], obs, jax.random.normal(jax.random.key(1), (4096, 2)))
+    noise = dsrl.to_noise(CONFIG, Linear(), u)
+    assert abs(float(noise.mean())) < 0.05 and 0.2 < float(noise.std()) < 0.6
+
+
+def test_a_function_outside_jax_is_steered_alike():
+    inside, update = make(CONFIG)
+    outside = FunctionBase(lambda obs, noise: GAIN * noise[:, 0], (1, 2), 2)
+    other, update_other = make(CONFIG, outside)
+    for _ in range(2):
+        inside, a = update(inside, jnp.float32(0.0))
+        other, b = update_other(other, jnp.float32(0.0))
+    assert float(a["reward/mean"]) == pytest.approx(float(b["reward/mean"]), abs=1e-6)
+
+
+def test_repeated_noise_is_one_vector_for_all_actions():
+    class Long(Linear):
+        noise_shape = (3, 2)
+
+    config = dataclasses.replace(CONFIG, noise="repeated")
+    assert dsrl.noise_dim(config, Long()) == 2 and dsrl.noise_dim(CONFIG, Long()) == 6
+    noise = dsrl.to_noise(config, Long(), jnp.array([[0.5, -1.0]]))
+    np.testing.assert_allclose(noise, [[[0.75, -1.5]] * 3])
+
+
+def test_density_of_the_squashed_gaussian():
+    mean, log_std = jnp.array([[0.3, -0.2]]), jnp.array([[-0.5, 0.1]])
+    noise = jnp.array([[0.7, -1.1]])
+    u, log_prob = squash(mean, log_std, noise)
+    raw = np.arctanh(np.asarray(u, np.float64))
+    z = (raw - np.asarray(mean)) / np.exp(np.asarray(log_std, np.float64))
+    density = -0.5 * z**2 - np.asarray(log_std) - 0.5 * np.log(2 * np.pi) - np.log(1 - np.tanh(raw) ** 2)
+    np.testing.assert_allclose(log_prob, density.sum(-1), rtol=1e-4)
+
+
+def test_two_devices_learn_and_a_resumed_run_is_the_same():
+    mesh = parallel.make_mesh(2)
+    state, update = make(CONFIG, mesh=mesh)
+    for _ in range(CONFIG.warmup + 2):
+        state, metrics = update(state, jnp.float32(0.0))
+    assert float(metrics["buffer/rows"]) == 8 * 64 and np.isfinite(metrics["loss/critic"])
+
+    def run(state, update, n):
+        for _ in range(n):
+            state, _ = update(state, jnp.float32(0.0))
+        return jax.device_get(state.params)
+
+    state, update = make(CONFIG)
+    straight = run(state, update, 9)
+    state, _ = make(CONFIG)
+    for _ in range(7):
+        state, _ = update(state, jnp.float32(0.0))
+    keys = jax.random.key_data(state.key), jax.random.key_data(state.env.key)
+    host = jax.device_get(state.replace(key=keys[0], env=state.env.replace(key=keys[1])))  # as a checkpoint does
+    back = jax.device_put(host)
+    back = back.replace(
+        key=jax.random.wrap_key_data(back.key), env=back.env.replace(key=jax.random.wrap_key_data(back.env.key))
+    )
+    jax.tree.map(np.testing.assert_array_equal, run(back, update, 2), straight)
+
+
+def test_replay_is_a_ring():
+    ring = replay.create({"x": jnp.zeros(())}, 4)
+    for start in (0, 3, 6):
+        ring = replay.add(ring, {"x": jnp.arange(start, start + 3.0)})
+    assert sorted(np.asarray(ring.rows["x"])) == [5, 6, 7, 8] and int(replay.size(ring)) == 4
+    drawn = np.asarray(replay.sample(ring, jax.random.key(0), 200)["x"])
+    assert set(drawn) == {5, 6, 7, 8}
+    half = replay.add(replay.create({"x": jnp.zeros(())}, 8), {"x": jnp.ones(2)})
+    assert (np.asarray(replay.sample(half, jax.random.key(0), 50)["x"]) == 1).all()  # never an empty row
+    with pytest.raises(ValueError, match="capacity of 4"):
+        replay.add(ring, {"x": jnp.zeros(5)})
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ConfigError, match="capacity"):
+        make(dataclasses.replace(CONFIG, capacity=32))
+    with pytest.raises(ConfigError, match="variant"):
+        make(dataclasses.replace(CONFIG, variant="td3"))

@@ -1,0 +1,103 @@
+"""Reports of runs that learn: which episode is shown, what the page says; the demo's settings; what bad flags get."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rdp_jax.runs import RunError
+from train import cli, demo
+from train.learning_report import a_pair, read_curve, write
+from train.rollouts import MEANS, Played, report
+from train.task_args import DemoArgs
+from train.tasks import HumanoidStage
+
+
+def played(stage, success, drop=None):
+    """Recorded episodes of ten steps in which nothing moves."""
+    count = len(success)
+    qpos = np.tile(stage.env.control.controller.robot.stand_qpos.astype(np.float32), (10, count, 1))
+    lost = ~np.array(success)
+    return Played(
+        success=np.array(success),
+        fall=np.zeros(count, bool),
+        drop=lost if drop is None else np.array(drop),
+        steps=np.full(count, 10),
+        stage=np.where(success, 4, 2).astype(np.int32),
+        means=dict.fromkeys(MEANS, np.full(count, 0.02)),
+        seed=np.arange(count),
+        frames=qpos[..., :1],
+        actions=qpos[..., :1],
+        qpos=qpos,
+    )
+
+
+@pytest.fixture(scope="module")
+def stage():
+    return HumanoidStage(demo.RefineArgs(task="pickup"))
+
+
+def test_the_start_shown_is_one_that_was_lost_and_is_won(stage):
+    before, after = played(stage, [True, False, False]), played(stage, [True, False, True])
+    assert a_pair(before, after) == 2
+    assert a_pair(after, after) == 0
+
+
+def test_the_page_holds_figures_curve_and_replay(stage, tmp_path):
+    before, after = played(stage, [True, False, False]), played(stage, [True, True, True])
+    figures = {"before": report(stage.env, before), "after": report(stage.env, after)}
+    rows = [
+        {"iteration": i, "episode/finished": 20.0, "episode/return": 0.5 + 0.1 * i, "policy/kl_last": 0.1}
+        for i in range(1, 4)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = {
+        "command": "refine",
+        "task": "pickup",
+        "seed": 7,
+        "metrics": {"iterations": 3, "env_steps": 480},
+        "wall_s": 90.0,
+        "device": "cpu",
+        "versions": {"jax": "1"},
+        "git": "abc",
+    }
+    path = write(
+        tmp_path / "report.html", stage.env, record, figures, read_curve(tmp_path), {"before": before, "after": after}
+    )
+    page = path.read_text()
+    for word in ("0.333", "1.000", "Start number 1", "touched", "Success with exploration noise", "rdp refine"):
+        assert word in page
+
+
+def test_no_curve_is_no_error(tmp_path):
+    assert read_curve(None) == [] and read_curve(tmp_path) == []
+
+
+def test_the_demo_is_refine_with_other_settings(tmp_path):
+    args = demo.refine_args(DemoArgs(num_envs=16, trials=4, seed=3), tmp_path / "run")
+    assert args.dppo.num_envs == 16 and args.seed == 3 and args.trials == 4 and args.minutes == 11.0
+    assert args.schedule.phase(0) == args.schedule.phase(1) == "controller" and args.schedule.phase(2) == "planner"
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(RunError, match="not empty"):
+        demo.run_demo(DemoArgs(out=tmp_path / "taken"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["refine", "--recorded", "6"], "--recorded: got 6, allowed: a multiple of shuffle_groups=4"),
+        (["refine", "--task", "hopper"], "--task"),
+        (
+            ["refine", "--planner", "missing.safetensors"],
+            "--planner: got missing.safetensors",
+        ),
+        (["refine", "--resume"], "--resume"),
+        (["dsrl", "--dsrl.capacity", "10"], "--dsrl.capacity: got 10, allowed: at least 256"),
+        (["dsrl", "--dsrl.noise-bound", "-1"], "--dsrl.noise-bound: got -1"),
+        (["demo", "--minutes", "0"], "--minutes: got 0"),
+    ],
+)
+def test_bad_flags_are_refused(words, said, capsys):
+    assert cli.main(words) == 2
+    assert said in capsys.readouterr().err.replace("\n", " ")

@@ -1,0 +1,153 @@
+"""`rdp dsrl`: reinforcement learning over the initial noise of a frozen planner, and the controls that keep it honest."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.chunk import Chunked
+from envs.wrappers import AutoReset
+from rdp_jax import parallel, steer
+from rdp_jax.algos import dsrl
+from rdp_jax.algos.loop import LoopConfig, train
+from rdp_jax.checkpoint import save_weights
+from rdp_jax.planner import Planner
+from rdp_jax.runs import Run
+from train import output
+from train.finetune import JUDGED, EvaluationLog, described, outcome, settings, start_planner, success_of
+from train.rollouts import PlannerPlayer
+from train.task_args import DSRLArgs
+from train.tasks import HumanoidStage, Stage, check_fits, set_up
+
+ACTOR = "noise_actor.safetensors"
+TICKET_STREAM = 0x71C7
+EPISODES_PER_TICKET = 8
+
+
+class Jury:
+    """Judges choices of noise over the same fresh starts as every other evaluation; one program per kind of choice.
+
+    Args:
+      stage: the task.
+      args: of the command.
+      planner: whose noise is chosen.
+      chosen: the learned choice.
+    """
+
+    def __init__(self, stage: Stage, args: DSRLArgs, planner: Planner, chosen: steer.Choose):
+        self.stage, self.args, self.planner = stage, args, planner
+        self.learned = steer.NoiseActor(planner, chosen, args.ddim_steps)
+        self.fixed = steer.NoiseActor(planner, steer.choose_fixed, args.ddim_steps)
+        self.shape = (planner.config.horizon, planner.dims.action)
+
+    def judge(self, actor: steer.NoiseActor, params: Any) -> dict[str, Any]:
+        """Figures under one choice."""
+        return self.stage.judge_actor(actor, (self.planner.bundle, params), self.args.seed, self.args.trials)
+
+    def controls(self, untrained: Any) -> dict[str, Any]:
+        """What simpler choices achieve: who claims to have learned something must beat these."""
+        tried: dict[str, tuple[steer.NoiseActor, Any]] = {
+            "zero": (self.fixed, steer.fixed(self.shape, 0.0)),
+            "half": (self.fixed, steer.fixed(self.shape, 0.5)),
+            "tanh": (self.fixed, steer.fixed(self.shape, tanh=True)),
+            "untrained_actor": (self.learned, untrained),
+        }
+        found: dict[str, Any] = {}
+        if isinstance(self.stage, HumanoidStage):
+            ticket, found["golden_ticket_search"] = self.golden_ticket(self.stage)
+            tried["golden_ticket"] = (self.fixed, steer.fixed(self.shape, 0.0, constant=ticket))
+        for name, (actor, params) in tried.items():
+            figures = self.judge(actor, params)
+            found[name] = {k: figures[k] for k in JUDGED[:4] if k in figures}
+        return found
+
+    def golden_ticket(self, stage: HumanoidStage) -> tuple[jax.Array, float]:
+        """The best of `--tickets` constant noises `(Ta, Da)`, tried on starts of their own, and its success there."""
+        tickets = self.args.tickets
+        key = jax.random.fold_in(jax.random.key(self.args.seed), TICKET_STREAM)
+        drawn = jax.random.normal(jax.random.fold_in(key, 1), (tickets, *self.shape))
+        theatre = stage.theatre(self.fixed, lambda: PlannerPlayer(self.fixed))  # type: ignore[arg-type]
+        # Every candidate meets the same starts.
+        numbers = np.tile(np.arange(EPISODES_PER_TICKET), tickets)
+        each = steer.fixed(self.shape, 0.0, constant=jnp.repeat(drawn, EPISODES_PER_TICKET, axis=0))
+        played = theatre.play(key, numbers, stage.params, (self.planner.bundle, each))
+        won = played.success.reshape(tickets, -1).mean(1)
+        return drawn[int(won.argmax())], float(won.max())
+
+
+def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
+    """Evaluates, steers, evaluates again on the same starts; the planner's weights stay as they are."""
+    start = time.monotonic()
+    planner = start_planner(args, "dppo")
+    base = steer.PlannerBase(planner.config, planner.dims, args.ddim_steps)
+    stage = set_up(args, planner.config.history, record=args.out is not None)
+    check_fits(planner, stage.env)
+    run = Run(args.out, settings(args), resume=args.resume) if args.out else None
+    log = EvaluationLog(args, stage)
+    before = log.judge("before", planner)
+
+    mesh = parallel.make_mesh()
+    vector = AutoReset(Chunked(stage.env, planner.config.executed))  # type: ignore[arg-type]
+    config, executed = args.dsrl, planner.config.executed
+    state = dsrl.init(jax.random.key(args.seed), config, base, planner.bundle, vector, stage.params, mesh)
+    untrained = jax.device_get(state.params["actor"])
+    state = run.restore(state) if run else state
+    update = dsrl.Update(config, base, vector, executed, mesh)
+    loop = LoopConfig(
+        iterations=args.iterations, save_every_s=120.0, max_wall_s=60.0 * args.minutes if args.minutes else 0.0
+    )
+    chunk = config.num_envs * config.unroll_length * executed
+    curve: list[float] = []
+    with output.Progress(f"dsrl {args.task}", total=args.iterations, budget_s=loop.max_wall_s or None) as bar:
+
+        def report(p):
+            curve.append(success_of(p.metrics))
+            bar.update(p.iteration, p.iteration * chunk, note(p.metrics))
+
+        result = train(update, state, stage.params, loop, run, progress=report)
+    state = result.state
+    actor = jax.device_get(state.params["actor"])
+    identical = all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.base), jax.tree.leaves(planner.bundle), strict=True)
+    )
+    if args.out:
+        save_weights(args.out / ACTOR, {"actor": actor}, described(args, planner, int(state.iteration)))
+    jury = Jury(stage, args, planner, steer.learned(config, base, stage.env.spec.obs_dims["critic"]))
+    after = log.keep("after", jury.judge(jury.learned, actor)) if args.trials else {}
+    others = jury.controls(untrained) if args.controls and args.trials else {}
+    if run:
+        run.close()
+    steps = dsrl.env_steps(config, state, executed)
+    metrics = {
+        **outcome(before, {}, after, curve),
+        "iterations": int(state.iteration),
+        "env_steps": steps,
+        "updates": max(int(state.iteration) - config.warmup, 0) * config.updates,
+        "base_unchanged": identical,
+        "stopped_by": result.stopped_by,
+        "controls": others,
+    }
+    record = output.summary(
+        "dsrl",
+        seed=args.seed,
+        backend=stage.env.physics.name,
+        num_envs=config.num_envs,
+        wall_s=time.monotonic() - start,
+        metrics=metrics,
+        task=args.task,
+        env_steps=steps,
+    )
+    log.report(record)
+    return record
+
+
+def note(metrics: dict[str, Any]) -> str:
+    """What the progress line says."""
+    return (
+        f"return {success_of(metrics):.2f} of {int(metrics['episode/finished'])}  "
+        f"entropy {metrics['policy/entropy']:.2f}  alpha {metrics['policy/alpha']:.1e}  Q {metrics['value/mean']:.3f}"
+    )

@@ -1,0 +1,171 @@
+"""`report.html` of a run that fine-tuned, refined or steered a planner on a T1 task: figures, curves, before and after in 3-D."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.tasks.hierarchy import Hierarchy
+from train import output
+from train.replay import Caption, Replay
+from train.report import Metric, Report
+from train.rollouts import Played
+
+ROWS = (
+    ("success_rate", "success", 3),
+    ("falls", "falls", 0),
+    ("drops", "drops", 0),
+    ("timeouts", "time ran out", 0),
+    ("completion_time_s", "time to success [s]", 2),
+    ("hand_position_error_m", "hand position error [m]", 4),
+    ("hand_orientation_error_rad", "hand orientation error [rad]", 4),
+    ("hand_speed_mps", "hand speed [m/s]", 3),
+)
+CURVES = (
+    ("policy/kl_last", "KL of the planner from the rollout's", "nat per denoising step"),
+    ("value/explained_variance", "Variance of returns that the critic explains", ""),
+    ("hands/reward", "Reward of the hands per tick", ""),
+    ("legs/reward", "Reward of the legs per tick", ""),
+    ("policy/entropy", "Entropy of the noise actor", "nat per number"),
+    ("value/mean", "Value of what was done", ""),
+)
+
+
+def read_curve(out: Path | None) -> list[dict[str, Any]]:
+    """`metrics.jsonl` of a run directory; nothing without one."""
+    path = out / "metrics.jsonl" if out else None
+    return [json.loads(line) for line in path.read_text().splitlines()] if path and path.is_file() else []
+
+
+def a_pair(before: Played, after: Played) -> int:
+    """An episode to show: lost before and won after, or else won by both, or else the first."""
+    turned = np.flatnonzero(~before.success & after.success)
+    both = np.flatnonzero(before.success & after.success)
+    return int(next(iter([*turned, *both]), 0))
+
+
+def replay_of(env: Hierarchy, played: Played, episode: int) -> Replay:
+    """One recorded episode, with its end as a caption."""
+    assert played.qpos is not None
+    steps = int(played.steps[episode])
+    dt = env.spec.control_dt
+    ending = "won" if played.success[episode] else "fell" if played.fall[episode] else "dropped it"
+    if not (played.success[episode] or played.fall[episode] or played.drop[episode]):
+        ending = "time ran out"
+    captions = [Caption(0.0, env.task.name), Caption(max(steps - 5, 1) * dt, ending)]
+    return Replay(env.control.model, played.qpos[:steps, episode], 1.0 / dt, captions=captions)
+
+
+def interval(figures: Mapping[str, Any]) -> str:
+    """`0.81 (0.76-0.85)`."""
+    low, high = figures["success_ci95"]
+    return f"{figures['success_rate']:.3f} ({low:.3f}-{high:.3f})"
+
+
+def write(
+    path: Path,
+    env: Hierarchy,
+    record: Mapping[str, Any],
+    stages: Mapping[str, Mapping[str, Any]],
+    curve: Sequence[Mapping[str, Any]],
+    played: Mapping[str, Played],
+) -> Path:
+    """Writes the page.
+
+    Args:
+      path: of the file.
+      env: the task's environment.
+      record: the command's summary.
+      stages: name ("before", ..., "after") -> figures of an evaluation; at least two, in order.
+      curve: a row of metrics per iteration.
+      played: name -> the recorded episodes of an evaluation; "before" and "after" are shown.
+    """
+    first, last = next(iter(stages.values())), list(stages.values())[-1]
+    page = Report(
+        f"{record['command']}: {record['task']}",
+        f"seed {record['seed']}, {record['metrics'].get('iterations', 0)} iterations, "
+        f"{output.count(record['metrics'].get('env_steps') or 0)} environment steps, "
+        f"{record['wall_s'] / 60.0:.1f} minutes on {output.machine().get('cpu', record['device'])}",
+    )
+    page.add_section("Before and after")
+    page.add_metrics(
+        {
+            "success before": Metric(first["success_rate"], note=interval(first)),
+            "success after": Metric(last["success_rate"], note=interval(last)),
+            "time to success [s]": Metric(
+                last["completion_time_s"], note=f"before {_said(first['completion_time_s'])}"
+            ),
+            "hand error [m]": Metric(
+                last["hand_position_error_m"], note=f"before {_said(first['hand_position_error_m'], 4)}"
+            ),
+        }
+    )
+    rows = [
+        {
+            "": label,
+            **{name: interval(f) if key == "success_rate" else _said(f[key], digits) for name, f in stages.items()},
+        }
+        for key, label, digits in ROWS
+    ]
+    trials = {int(figures["trials"]) for figures in stages.values()}
+    page.add_table(
+        rows,
+        caption=f"{' / '.join(map(str, sorted(trials)))} fresh starts, the same ones in every column; 95 % intervals",
+    )
+    page.add_section("Where episodes are lost")
+    names = [name for name in env.task.stages if any(name in f["failures_by_stage"] for f in stages.values())]
+    lost = [
+        {"furthest stage": name, **{k: f["failures_by_stage"].get(name, 0) for k, f in stages.items()}}
+        for name in names
+    ]
+    if lost:
+        page.add_table(lost, caption="lost episodes by the furthest stage that they reached")
+    if curve:
+        _curves(page, env, record, curve)
+    if {"before", "after"} <= set(played) and played["before"].qpos is not None:
+        page.add_section("One start, before and after")
+        i = a_pair(played["before"], played["after"])
+        page.add_replay(
+            f"Start number {int(played['before'].seed[i])}",
+            {name: replay_of(env, played[name], i) for name in ("before", "after")},
+            text="Drag to turn, wheel to zoom.",
+        )
+    page.add_section("How this was made")
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    page.add_text(
+        f"`rdp {record['command']} --task {record['task']} --seed {record['seed']}`, commit `{record['git']}`; {versions}"
+    )
+    return page.write(path, overwrite=True)
+
+
+def _curves(page: Report, env: Hierarchy, record: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
+    """Success with its interval against iterations, and what else was logged."""
+    page.add_section("While it learned")
+    iteration = np.array([row["iteration"] for row in curve])
+    finished = np.array([row["episode/finished"] or 0.0 for row in curve])
+    returns = np.array([np.nan if row["episode/return"] is None else row["episode/return"] for row in curve])
+    known = finished > 0
+    won = np.rint(returns[known] * finished[known]).astype(int)
+    bounds = np.array([output.wilson(int(w), int(n)) for w, n in zip(won, finished[known], strict=True)]).reshape(-1, 2)
+    page.add_plot(
+        "Success with exploration noise",
+        {"success": (iteration[known], returns[known])},
+        "iteration",
+        "share of episodes",
+        bands={"success": (bounds[:, 0], bounds[:, 1])},
+        y_range=(0.0, 1.0),
+        note="episodes that ended in the iteration; exploration costs some success",
+    )
+    for key, title, unit in CURVES:
+        rows = [(row["iteration"], row[key]) for row in curve if row.get(key) is not None]
+        if len(rows) > 1:
+            x, y = np.array(rows).T
+            page.add_plot(title, {"": (x, y)}, "iteration", unit)
+
+
+def _said(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
