@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.scenarios import SCENARIOS
 from rdp_jax.config import ConfigError, chosen, ranged
+from train.recipes import RECIPES
 
 BACKENDS = ("auto", "native", "mjx", "warp")
 SCENES = ("flat", "platforms", "step", "carry")
@@ -113,3 +114,21 @@ class BenchArgs(Common):
     name: str = word(tuple(SCENARIOS), "scenario")
     repeats: int | None = optional(1, 10**6, "timed calls per case; left out: the scenario's own choice")
     set: tuple[str, ...] = said((), "settings of the scenario to change, as KEY=VALUE")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReproduceArgs(Common):
+    """A table of the papers, ours beside theirs.  Runs other commands, each in a directory of its own below `--out`, and goes on
+    where it stopped when it is called again.
+    """
+
+    name: str = word(tuple(RECIPES), "table")
+    task: str = chosen(
+        "pickup", ("pickup", "transport", "door", "hopper", "walker2d", "halfcheetah"), "task; a gym task for gym"
+    )
+    preset: str = chosen("cpu", ("cpu", "gpu"), "of the commands that learn")
+    seeds: int = ranged(3, 1, 1000, "seeds, from --seed on")
+    trials: int = ranged(256, 1, 10**7, "episodes per evaluation")
+    minutes: float = ranged(25.0, 0.01, 1e5, "of each learning stage", "min")
+    wide: float = ranged(3.0, 0.0, 10.0, "spread of the widest starts (ood)")
+    list: bool = said(False, "print the commands instead of running them")

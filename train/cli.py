@@ -111,6 +111,12 @@ COMMANDS = (
         "train.evaluate:run_eval",
     ),
     Command(
+        "reproduce",
+        "A table of the papers, ours beside theirs.",
+        "train.args:ReproduceArgs",
+        "train.reproduce:run_reproduce",
+    ),
+    Command(
         "bench",
         "Run a benchmark scenario.",
         "train.args:BenchArgs",

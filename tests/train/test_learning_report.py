@@ -90,7 +90,7 @@ def test_the_demo_is_refine_with_other_settings(tmp_path):
         (["refine", "--task", "hopper"], "--task"),
         (
             ["refine", "--planner", "missing.safetensors"],
-            "--planner: got missing.safetensors",
+            "--planner: got 'missing.safetensors'",
         ),
         (["refine", "--resume"], "--resume"),
         (["dsrl", "--dsrl.capacity", "10"], "--dsrl.capacity: got 10, allowed: at least 256"),

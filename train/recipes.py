@@ -1,0 +1,244 @@
+"""The papers' tables as lists of commands; `train.reproduce` runs them.  Loads nothing heavy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+GYM = ("hopper", "walker2d", "halfcheetah")
+DATA_SIZES = (25, 50, 100, 200, 500, 1000)
+RERUNS = {
+    "hopper": {0: 1439, 20: 2253, 50: 2775, 100: 2652},
+    "walker2d": {0: 2850, 20: 3496, 50: 3602, 100: 3563},
+    "halfcheetah": {0: 4347, 20: 4529, 50: 4588, 100: 4642},
+}
+"""Evaluation returns of a third party's reruns of DPPO at these iterations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a table depends on: the task, one seed, trials per evaluation, minutes per learning stage, spread of the wide
+    starts, and the preset."""
+
+    task: str
+    seed: int
+    trials: int
+    minutes: float
+    wide: float
+    preset: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+      name: of its directory, below the seed's.
+      words: the command; `{NAME}` stands for the directory of the step of that name.
+      row: its row of the table; empty for a step that only prepares.
+      metric: what of its summary is shown.
+      paper: the paper's figure beside it.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    row: str = ""
+    metric: str = "success_rate"
+    paper: str = ""
+
+
+def _common(s: Settings, *words: str) -> tuple[str, ...]:
+    return (*words, "--seed", str(s.seed))
+
+
+def _pretrain(s: Settings, name: str, data: str, count: int, *more: str, row: str = "", paper: str = "") -> Step:
+    words = _common(s, "pretrain", "--task", s.task, "--data", data, "--demonstrations", str(count))
+    return Step(name, (*words, "--epochs", "300", "--trials", str(s.trials), *more), row, paper=paper)
+
+
+def _learn(
+    s: Settings, command: str, name: str, *more: str, row: str = "", paper: str = "", preset: bool = True
+) -> Step:
+    words = _common(s, command, "--task", s.task, "--trials", str(s.trials), "--minutes", f"{s.minutes:g}")
+    chosen = ("--preset", s.preset) if preset else ()
+    return Step(name, (*words[:1], *chosen, *words[1:], *more), row, "success_rate_after", paper)
+
+
+def _eval(s: Settings, name: str, *more: str, row: str, paper: str = "") -> Step:
+    return Step(name, (*_common(s, "eval", "--task", s.task, "--trials", str(s.trials)), *more), row, paper=paper)
+
+
+def _collect(s: Settings, episodes: int, *more: str) -> Step:
+    # Demonstrations are one data set: the same whatever the seed of what learns from it.
+    return Step("demos", ("collect", "--task", s.task, "--episodes", str(episodes), "--seed", "1", *more))
+
+
+QUIET = ("--first-std", "0.5")
+START = ("--planner", "{dit}/planner.safetensors")
+
+
+def success(s: Settings) -> list[Step]:
+    """REFINE-DP's main table: every method on one task."""
+    return [
+        _eval(s, "expert", "--which", "expert", row="heuristic expert"),
+        _collect(s, 50),
+        _pretrain(s, "dit", "{demos}", 50, row="DiT, imitation", paper="0.50-0.73"),
+        _pretrain(s, "mlp", "{demos}", 50, "--net", "mlp", row="MLP diffusion, imitation"),
+        _pretrain(s, "lstm", "{demos}", 50, "--net", "lstm", row="LSTM, imitation"),
+        _pretrain(s, "gaussian", "{demos}", 50, "--net", "gaussian-mlp", row="Gaussian MLP, imitation"),
+        _learn(
+            s,
+            "finetune",
+            "gaussian-ppo",
+            "--algo",
+            "gaussian-ppo",
+            "--planner",
+            "{gaussian}/planner.safetensors",
+            row="Gaussian MLP, PPO",
+        ),
+        _learn(s, "finetune", "dppo", *START, *QUIET, row="DiT, DPPO (planner only)"),
+        _learn(
+            s, "refine", "controller", *START, *QUIET, "--schedule.planner-iterations", "0", row="DiT, controller only"
+        ),
+        _learn(s, "refine", "refine", *START, *QUIET, row="DiT, joint (REFINE-DP)", paper="> 0.90"),
+        _learn(s, "dsrl", "dsrl", *START, row="DiT, noise steered (DSRL-NA)"),
+    ]
+
+
+def data(s: Settings) -> list[Step]:
+    """Demonstrations against fine-tuning."""
+    sizes = [
+        _pretrain(s, "dit" if n == 50 else f"dit-{n}", "{demos}", n, row=f"imitation, {n} demonstrations")
+        for n in DATA_SIZES
+    ]
+    papers = {25: "", 1000: "about 0.90"}
+    sizes = [dataclasses.replace(step, paper=papers.get(n, "")) for step, n in zip(sizes, DATA_SIZES, strict=True)]
+    tuned = _learn(
+        s, "refine", "refine", *START, *QUIET, row="50 demonstrations + joint fine-tuning", paper="0.95-0.97"
+    )
+    return [_collect(s, max(DATA_SIZES)), *sizes, tuned]
+
+
+def joint(s: Settings) -> list[Step]:
+    """Planner only against joint, from the shipped planner: success, iterations, tracking."""
+    runs = [
+        _learn(s, "finetune", "planner-only", *QUIET, row="planner only"),
+        _learn(s, "refine", "alternate", *QUIET, row="joint, alternating"),
+        _learn(s, "refine", "simultaneous", *QUIET, "--schedule.variant", "simultaneous", row="joint, one rollout"),
+        _learn(s, "refine", "controller-only", *QUIET, "--schedule.planner-iterations", "0", row="controller only"),
+    ]
+    shown = [
+        ("hand_position_error_m_after", "up to -50 %"),
+        ("hand_speed_mps_after", "-15 %"),
+        ("completion_time_s_after", "up to -26 %"),
+        ("iterations_to_90", "20 against 40"),
+    ]
+    more = [
+        dataclasses.replace(run, row=f"{run.row}: {metric}", metric=metric, paper=paper)
+        for run in runs
+        for metric, paper in shown
+    ]
+    return [*runs, *more]
+
+
+def ood(s: Settings) -> list[Step]:
+    """The widest starts: imitation, fine-tuning on nominal starts, fine-tuning under the curriculum."""
+    wide = ("--start-range", f"{s.wide:g}")
+    tuned = "{refine}"
+    return [
+        _eval(s, "before", "--which", "pretrained", *wide, row="imitation", paper="0-0.07"),
+        _learn(s, "refine", "refine", *QUIET),
+        _eval(s, "after", "--run", tuned, *_own(tuned), *wide, row="fine-tuned", paper="0.30"),
+        _learn(s, "refine", "curriculum", *QUIET, "--curriculum"),
+        _eval(
+            s,
+            "after-curriculum",
+            "--run",
+            "{curriculum}",
+            *_own("{curriculum}"),
+            *wide,
+            row="fine-tuned, curriculum",
+            paper="> 0.80",
+        ),
+    ]
+
+
+def _own(run: str) -> tuple[str, ...]:
+    return ("--legs", f"{run}/legs.safetensors", "--hands", f"{run}/hands.safetensors")
+
+
+def dsrl(s: Settings) -> list[Step]:
+    """Steering against fine-tuning from one planner, with controls."""
+    return [
+        _eval(s, "before", "--which", "pretrained", row="imitation"),
+        _learn(s, "finetune", "dppo", row="DPPO"),
+        _learn(s, "finetune", "dppo-quiet", *QUIET, row="DPPO, quieter first sample"),
+        _learn(s, "dsrl", "na", "--controls", row="DSRL-NA"),
+        _learn(s, "dsrl", "sac", "--variant", "sac", row="DSRL-SAC"),
+    ]
+
+
+def gym(s: Settings) -> list[Step]:
+    """DPPO's gym table: evaluation returns at some iterations beside a third party's reruns."""
+    found = [
+        Step("demos", ("collect", "--task", s.task, "--episodes", "400", "--seed", "1")),
+        Step(
+            "dit",
+            (
+                *_common(s, "pretrain", "--preset", "gym", "--task", s.task, "--data", "{demos}"),
+                "--trials",
+                str(s.trials),
+            ),
+            "iteration 0",
+            "return",
+            str(RERUNS[s.task][0]),
+        ),
+    ]
+    for iterations in (20, 50, 100):
+        words = _common(s, "finetune", "--preset", "gym", "--task", s.task, "--iterations", str(iterations))
+        more = ("--trials", str(s.trials), *START)
+        paper = str(RERUNS[s.task][iterations])
+        found.append(Step(f"dppo-{iterations}", (*words, *more), f"iteration {iterations}", "return_after", paper))
+    return found
+
+
+def scratch(s: Settings) -> list[Step]:
+    """Everything from nothing: controller, demonstrations, imitation, joint fine-tuning, evaluation on starts never seen."""
+    legs = ("--legs", "{legs}/legs.safetensors", "--hands", "{hands}/hands.safetensors")
+    train = ("controller", "train", "--preset", s.preset, "--scene", "flat")
+    return [
+        Step("legs", (*_common(s, *train, "--part", "legs"), "--minutes", f"{s.minutes:g}")),
+        Step(
+            "hands",
+            (
+                *_common(s, *train, "--part", "hands"),
+                "--minutes",
+                f"{s.minutes / 5:g}",
+                "--partner",
+                "{legs}/legs.safetensors",
+            ),
+        ),
+        _collect(s, 50, *legs),
+        _pretrain(s, "dit", "{demos}", 50, *legs, row="imitation"),
+        _learn(s, "refine", "refine", *START, *QUIET, *legs, row="joint fine-tuning"),
+        Step(
+            "eval",
+            (
+                *("eval", "--task", s.task, "--seed", str(s.seed + 1_000_000), "--trials", str(s.trials)),
+                *("--run", "{refine}", *_own("{refine}")),
+            ),
+            "fresh starts",
+            paper="> 0.90 after about 46 GPU-hours",
+        ),
+    ]
+
+
+RECIPES: dict[str, Callable[[Settings], list[Step]]] = {
+    "success": success,
+    "data": data,
+    "joint": joint,
+    "ood": ood,
+    "gym": gym,
+    "dsrl": dsrl,
+    "scratch": scratch,
+}

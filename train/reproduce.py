@@ -1,0 +1,123 @@
+"""`rdp reproduce`: a table of the papers, ours beside theirs, by running the commands that make it.
+
+Every step has a directory of its own and is skipped once its `summary.json` is there: a table that was interrupted goes on where
+it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdp_jax.config import ConfigError
+from rdp_jax.runs import write_json
+from train import output
+from train.args import ReproduceArgs
+from train.demo import new_directory
+from train.recipes import GYM, RECIPES, Settings, Step
+
+
+def steps_of(args: ReproduceArgs, seed: int) -> list[Step]:
+    """The recipe for one seed.  Raises `ConfigError` where the task has no such table."""
+    if (args.name == "gym") != (args.task in GYM):
+        allowed = " | ".join(GYM) if args.name == "gym" else "a task of the T1"
+        raise ConfigError("task", args.task, allowed)
+    settings = Settings(args.task, seed, args.trials, args.minutes, args.wide, args.preset)
+    return RECIPES[args.name](settings)
+
+
+def command(step: Step, folder: Path) -> list[str]:
+    """The words of a step, its references resolved, with its own directory."""
+    words = [_resolved(word, folder) for word in step.words]
+    return [*words, "--out", str(folder / step.name), "--json"]
+
+
+def _resolved(word: str, folder: Path) -> str:
+    if not word.startswith("{"):
+        return word
+    name, _, rest = word[1:].partition("}")
+    return str(folder / name) + rest
+
+
+def run_step(step: Step, folder: Path) -> dict[str, Any]:
+    """The summary of a step, which is run unless it is there.  Raises `RuntimeError` if it fails."""
+    done = folder / step.name / "summary.json"
+    if done.is_file():
+        found: dict[str, Any] = json.loads(done.read_text())
+        return found
+    words = command(step, folder)
+    if (folder / step.name / "config.json").is_file() and words[0] != "eval":
+        words.append("--resume")
+    print(f"--- rdp {' '.join(words)}", file=sys.stderr, flush=True)
+    status = launch(words)
+    if status:
+        raise RuntimeError(f"rdp {' '.join(words)} left with status {status}")
+    found = json.loads(done.read_text())
+    return found
+
+
+def launch(words: list[str]) -> int:
+    """`rdp` with these words in a process of its own, its summary swallowed; the exit status."""
+    return subprocess.run([sys.executable, "-m", "train.cli", *words], stdout=subprocess.DEVNULL).returncode
+
+
+def cell(values: list[float | None], trials: int, metric: str) -> dict[str, Any]:
+    """Over seeds: a success rate pools its trials, anything else gets mean and extremes."""
+    known = [float(v) for v in values if v is not None]
+    if not known:
+        return {"value": None}
+    if metric.startswith("success_rate"):
+        won, count = sum(round(v * trials) for v in known), trials * len(known)
+        return {"value": won / count, "ci95": list(output.wilson(won, count)), "trials": count}
+    return {"value": float(np.mean(known)), "least": min(known), "most": max(known)}
+
+
+def run_reproduce(args: ReproduceArgs) -> dict[str, Any]:
+    """Runs the recipe for every seed; the table is the summary's `metrics`."""
+    start = time.monotonic()
+    seeds = [args.seed + i for i in range(args.seeds)]
+    plans = {seed: steps_of(args, seed) for seed in seeds}
+    out = args.out or (new_directory(f"reproduce-{args.name}") if not args.list else Path("OUT"))
+    if args.list:
+        listed = [f"rdp {' '.join(command(s, out / f'seed-{seed}'))}" for seed, plan in plans.items() for s in plan]
+        return _summary(args, start, {"commands": list(dict.fromkeys(listed))}, 0)
+    rows: dict[str, dict[str, Any]] = {}
+    found: dict[tuple[str, str], list[float | None]] = {}
+    shares: dict[str, float] = {}
+    env_steps = 0
+    for seed, plan in plans.items():
+        seen: set[str] = set()
+        for step in plan:
+            record = run_step(step, out / f"seed-{seed}")
+            if step.name not in seen:
+                seen.add(step.name)
+                shares[step.name] = shares.get(step.name, 0.0) + record["wall_s"]
+                env_steps += record["env_steps"] or 0
+            if step.row:
+                found.setdefault((step.row, step.metric), []).append(record["metrics"].get(step.metric))
+                rows[step.row] = {"paper": step.paper}
+    for (row, metric), values in found.items():
+        rows[row] |= cell(values, args.trials, metric)
+    metrics = {"table": rows, "seeds": seeds, "seconds": {name: round(s, 1) for name, s in shares.items()}}
+    record = _summary(args, start, metrics, env_steps)
+    write_json(out / "summary.json", record)
+    return record
+
+
+def _summary(args: ReproduceArgs, start: float, metrics: dict[str, Any], env_steps: int) -> dict[str, Any]:
+    return output.summary(
+        f"reproduce {args.name}",
+        seed=args.seed,
+        backend=args.backend,
+        num_envs=args.num_envs or 0,
+        wall_s=time.monotonic() - start,
+        metrics=metrics,
+        task=args.task,
+        env_steps=env_steps,
+    )
