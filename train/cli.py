@@ -111,6 +111,12 @@ COMMANDS = (
         "train.evaluate:run_eval",
     ),
     Command(
+        "play",
+        "Episodes of a planner or of the expert, in 3-D and as a video.",
+        "train.task_args:PlayArgs",
+        "train.play:run_play",
+    ),
+    Command(
         "reproduce",
         "A table of the papers, ours beside theirs.",
         "train.args:ReproduceArgs",

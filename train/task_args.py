@@ -295,3 +295,18 @@ class DemoArgs(Common):
     task: str = chosen("pickup", T1_TASKS, "task")
     minutes: float = ranged(11.0, 0.1, 1e5, "length of the training, compilation included", "min")
     trials: int = ranged(256, 1, 10**7, "episodes of each evaluation")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlayArgs(TaskFlags):
+    """Episodes of a planner or of the expert, as a 3-D page and (where this machine can draw) a video.
+
+    Without `--out` a new directory under `runs` is made.
+    """
+
+    task: str = chosen("pickup", T1_TASKS, "task")
+    run: Path | None = said(None, "run directory (or planner file) to play; left out: the shipped planner")
+    which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")
+    trials: int = ranged(32, 1, 256, "episodes played")
+    episodes: int = ranged(4, 1, 64, "episodes shown")
+    show: str = chosen("mixed", ("mixed", "won", "lost"), "which of them")

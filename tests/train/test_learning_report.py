@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rdp_jax.runs import RunError
-from train import cli, demo
+from train import cli, demo, play
 from train.learning_report import a_pair, read_curve, write
 from train.rollouts import MEANS, Played, report
 from train.task_args import DemoArgs
@@ -101,3 +101,21 @@ def test_the_demo_is_refine_with_other_settings(tmp_path):
 def test_bad_flags_are_refused(words, said, capsys):
     assert cli.main(words) == 2
     assert said in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_play_shows_what_it_was_asked_for(stage):
+    some = played(stage, [True, False, True, False, True])
+    assert play.choose(some, "won", 2) == [0, 2]
+    assert play.choose(some, "lost", 9) == [1, 3]
+    assert play.choose(some, "mixed", 4) == [0, 2, 1, 3]
+    assert play.choose(played(stage, [True] * 3), "mixed", 2) == [0, 1]
+
+
+def test_frames_in_between_stay_rotations(stage):
+    qpos = np.tile(stage.env.control.controller.robot.stand_qpos, (3, 1))
+    qpos[1, 3:7], qpos[2, 3:7] = [np.sqrt(0.5), 0, 0, np.sqrt(0.5)], [0, 0, 0, -1.0]  # a quarter turn, and a half
+    qpos[:, 0] = [0.0, 1.0, 2.0]
+    found = play.between(stage.env.control.model, qpos, 10.0, 40.0)
+    np.testing.assert_allclose(found[:, 0], np.arange(8) / 4, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(found[:, 3:7], axis=1), 1.0)
+    assert np.abs(np.diff(found[:, 6])).max() < 0.3
