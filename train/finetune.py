@@ -53,6 +53,10 @@ def with_first_std(planner: Planner, first_std: float | None) -> Planner:
 
 def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     """Evaluates, fine-tunes, evaluates again on the same fresh starts; writes `planner.safetensors`."""
+    if args.algo == "residual":
+        from train.residual import run_residual  # which imports from here
+
+        return run_residual(args)
     start = time.monotonic()
     given = start_planner(args, args.algo)
     before = with_first_std(given, args.first_std)

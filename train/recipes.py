@@ -96,6 +96,7 @@ def success(s: Settings) -> list[Step]:
             "{gaussian}/planner.safetensors",
             row="Gaussian MLP, PPO",
         ),
+        _learn(s, "finetune", "residual", "--algo", "residual", *START, row="DiT, residual"),
         _learn(s, "finetune", "dppo", *START, *QUIET, row="DiT, DPPO (planner only)"),
         _learn(
             s, "refine", "controller", *START, *QUIET, "--schedule.planner-iterations", "0", row="DiT, controller only"

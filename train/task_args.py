@@ -159,12 +159,32 @@ def task_dppo(preset: str) -> DPPOConfig:
     return DPPOConfig(num_envs=256, unroll_length=24, minibatches=16, reset_pool=256, **common)
 
 
+def residual_ppo() -> PPOConfig:
+    """PPO of a correction: little noise, as each number of it moves a hand for a whole chunk."""
+    return PPOConfig(
+        unroll_length=24,
+        minibatches=8,
+        gamma=0.97,
+        lr=3e-4,
+        lr_min=1e-5,
+        lr_max=1e-3,
+        init_std=0.3,
+        entropy_coef=0.0,
+        critic_warmup=1,
+        reset_pool=256,
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneArgs(Resumable, TaskFlags):
     """Fine-tune a planner by reinforcement learning; the controller stays as it is."""
 
     preset: str = PLANNER_PRESET
-    algo: str = chosen("dppo", ("dppo", "gaussian-ppo"), "dppo for diffusion planners, gaussian-ppo for the others")
+    algo: str = chosen(
+        "dppo",
+        ("dppo", "residual", "gaussian-ppo"),
+        "dppo for diffusion planners, gaussian-ppo for the others; residual leaves the planner and learns a correction",
+    )
     planner: Path | None = input_file("planner file to start from; left out: the shipped pre-trained one")
     iterations: int = ranged(40, 1, 10**7, "iterations")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
@@ -173,6 +193,8 @@ class FinetuneArgs(Resumable, TaskFlags):
         0.0, 10.0, "std of the first sample from the start of fine-tuning on; left out: the planner's own"
     )
     dppo: DPPOConfig = dataclasses.field(default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)})
+    residual_scale: float = ranged(0.1, 1e-4, 2.0, "largest correction of --algo residual, in normalised action units")
+    residual: PPOConfig = dataclasses.field(default_factory=residual_ppo, metadata={"hidden": ("num_envs",)})
 
     @classmethod
     def defaults(cls, preset: str) -> FinetuneArgs:
@@ -184,10 +206,14 @@ class FinetuneArgs(Resumable, TaskFlags):
         return cls(preset=preset, num_envs=dppo.num_envs, dppo=dppo)
 
     def resolved(self) -> FinetuneArgs:
-        """These arguments with `dppo.num_envs` equal to `num_envs`."""
-        if self.num_envs is None:
-            return dataclasses.replace(self, num_envs=self.dppo.num_envs)
-        return dataclasses.replace(self, dppo=dataclasses.replace(self.dppo, num_envs=self.num_envs))
+        """These arguments with the learners' `num_envs` equal to `num_envs`."""
+        envs = self.num_envs or self.dppo.num_envs
+        return dataclasses.replace(
+            self,
+            num_envs=envs,
+            dppo=dataclasses.replace(self.dppo, num_envs=envs),
+            residual=dataclasses.replace(self.residual, num_envs=envs),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,131 @@
+"""Residual reinforcement learning: a frozen planner plus a small correction that PPO learns (a baseline of REFINE-DP).
+
+The correction is one vector per chunk, in normalised action units, added to all executed actions of the chunk; the policy sees
+the observation and the chunk that it corrects.  A wrapper makes of this an environment for `rdp_jax.algos.ppo`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rdp_jax.algos import ppo
+from rdp_jax.planner import Actor, Bundle, Planner, to_chunk, to_obs
+from rdp_jax.types import Stepped, VectorEnv
+
+Array = jax.Array
+
+
+@struct.dataclass
+class ResidualParams:
+    """Attributes:
+    env: parameters of the inner environments.
+    bundle, base: of the frozen planner.
+    scale: `()` largest correction, in normalised action units.
+    """
+
+    env: Any
+    bundle: Bundle
+    base: Any
+    scale: Array
+
+
+@struct.dataclass
+class ResidualState:
+    """Inner environments, what the policy sees, the planned chunk `(B, Te, Da)` (normalised), and a key per environment."""
+
+    inner: Any
+    obs: Mapping[str, Array]
+    chunk: Array
+    key: Array
+
+
+class Plan:
+    """Normalised chunks of a frozen planner, without exploration noise."""
+
+    def __init__(self, planner: Planner):
+        self.actor: Actor = planner.actor()
+        self.executed, self.action_dim = planner.config.executed, planner.dims.action
+
+    def chunk(self, bundle: Bundle, base: Any, obs: Array, keys: Array) -> Array:
+        """Raw `obs (B, Do)`, `keys (B,)` -> `(B, Te, Da)`."""
+        policy, seen = self.actor.policy, to_obs(bundle, obs)
+        noise = policy.row_noise(keys)
+        if self.actor.tuned_steps:
+            chunk, _ = policy.sample_split(base, bundle.weights, self.actor.tuned_steps, seen, noise, False)
+        else:
+            chunk = policy.sample_rows(bundle.weights, seen, noise, False)
+        return chunk[:, : self.executed]
+
+    def corrected(self, bundle: Bundle, chunk: Array, action: Array, scale: Array) -> Array:
+        """Chunk `(B, Te, Da)` and correction `(B, Da)` -> the environment's action."""
+        return to_chunk(bundle, chunk + scale * jnp.clip(action, -1.0, 1.0)[:, None])
+
+
+class Residual:
+    """`rdp_jax.types.VectorEnv` whose action is the correction.
+
+    A time limit ends the value: whoever corrects sees the time that is left only through the critic.
+
+    Args:
+      env: chunked environments of the planner.
+      planner: frozen.
+    """
+
+    def __init__(self, env: VectorEnv, planner: Planner):
+        self.env, self.plan = env, Plan(planner)
+        width = self.plan.executed * self.plan.action_dim
+        dims = {name: env.spec.obs_dims[name] + width for name in ("actor", "critic")}
+        self.spec = dataclasses.replace(env.spec, obs_dims=dims, action_dim=self.plan.action_dim)
+
+    def reset(self, keys: Array, params: ResidualParams) -> ResidualState:
+        """`(B,)` keys -> batched state."""
+        inner = self.env.reset(keys, params.env)
+        return self._state(inner, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), params)
+
+    def fresh_pool(self, key: Array, n: int, params: ResidualParams) -> Any:
+        """Of the inner environments."""
+        return self.env.fresh_pool(key, n, params.env)
+
+    def step(self, pool: Any, state: ResidualState, action: Array, params: ResidualParams) -> Stepped:
+        """Executes the corrected chunk, plans the next."""
+        chosen = self.plan.corrected(params.bundle, state.chunk, action, params.scale)
+        out = self.env.step(pool, state.inner, chosen, params.env)
+        after = self._state(out.state, jax.vmap(lambda k: jax.random.fold_in(k, 2))(state.key), params)
+        return out.replace(
+            state=after,
+            # Of an episode that goes on this is what comes next; of one that ended nobody asks.
+            final_obs={name: after.obs[name] for name in ("actor", "critic")},
+            terminated=out.terminated | out.truncated,
+            truncated=jnp.zeros_like(out.truncated),
+        )
+
+    def _state(self, inner: Any, keys: Array, params: ResidualParams) -> ResidualState:
+        chunk = self.plan.chunk(params.bundle, params.base, inner.obs["actor"], keys)
+        flat = chunk.reshape(chunk.shape[0], -1)
+        obs = {name: jnp.concatenate([inner.obs[name], flat], axis=-1) for name in ("actor", "critic")}
+        return ResidualState(inner, obs, chunk, keys)
+
+
+class ResidualActor:
+    """A corrected planner; runs where `rdp_jax.planner.Actor` runs.
+
+    Its second argument is `(base, {"actor", "normalizer"}, scale)`, the middle one of `rdp_jax.algos.ppo`.
+    """
+
+    def __init__(self, planner: Planner):
+        self.config, self.dims, self.plan = planner.config, planner.dims, Plan(planner)
+
+    def act(self, bundle: Bundle, params: Any, obs: Array, keys: Array, explore: bool = False) -> Array:
+        """`obs (B, H * frame)`, `keys (B,)` -> `(B, Te * Da)`."""
+        del explore
+        base, weights, scale = params
+        chunk = self.plan.chunk(bundle, base, obs, keys)
+        seen = jnp.concatenate([obs, chunk.reshape(chunk.shape[0], -1)], axis=-1)
+        action = ppo.policy({"actor": weights["actor"]}, {"actor": weights["normalizer"]}, {"actor": seen})
+        return self.plan.corrected(bundle, chunk, action, scale)

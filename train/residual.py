@@ -1,0 +1,92 @@
+"""`rdp finetune --algo residual`: PPO of a correction to a frozen planner."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from envs.chunk import Chunked
+from envs.wrappers import AutoReset
+from rdp_jax import parallel
+from rdp_jax.algos import ppo
+from rdp_jax.algos.loop import LoopConfig, train
+from rdp_jax.algos.residual import Residual, ResidualActor, ResidualParams
+from rdp_jax.checkpoint import save_weights
+from rdp_jax.runs import Run
+from train import output
+from train.controller import export
+from train.finetune import EvaluationLog, described, outcome, settings, start_planner, success_of, with_first_std
+from train.task_args import FinetuneArgs
+from train.tasks import check_fits, set_up
+
+CORRECTION = "residual.safetensors"
+
+
+def run_residual(args: FinetuneArgs) -> dict[str, Any]:
+    """Evaluates, learns the correction, evaluates again on the same starts; the planner stays as it is."""
+    start = time.monotonic()
+    given = start_planner(args, "dppo")
+    planner = with_first_std(given, args.first_std)
+    stage = set_up(args, planner.config.history, record=args.out is not None)
+    check_fits(planner, stage.env)
+    run = Run(args.out, settings(args), resume=args.resume) if args.out else None
+    log = EvaluationLog(args, stage)
+    first = log.judge("before", given)
+    untrained = {} if planner is given else log.judge("untrained", planner)
+
+    mesh = parallel.make_mesh()
+    vector = Residual(AutoReset(Chunked(stage.env, planner.config.executed)), planner)  # type: ignore[arg-type]
+    scale = jnp.float32(args.residual_scale)
+    params = ResidualParams(stage.params, planner.bundle, planner.base if planner.tuned_steps else (), scale)
+    config = args.residual
+    state = ppo.init(jax.random.key(args.seed), config, vector, params, mesh)
+    # Before it has learned anything it must not disturb: the mean starts at zero.
+    last = jax.tree.map(jnp.zeros_like, state.params["actor"]["mlp"]["last"])
+    actor = {**state.params["actor"], "mlp": {**state.params["actor"]["mlp"], "last": last}}
+    state = state.replace(params={**state.params, "actor": actor})
+    state = run.restore(state) if run else state
+    loop = LoopConfig(
+        iterations=args.iterations, save_every_s=60.0, max_wall_s=60.0 * args.minutes if args.minutes else 0.0
+    )
+    chunk = config.num_envs * config.unroll_length * planner.config.executed
+    curve: list[float] = []
+    with output.Progress(f"residual {args.task}", total=args.iterations, budget_s=loop.max_wall_s or None) as bar:
+
+        def report(p):
+            curve.append(success_of(p.metrics))
+            bar.update(p.iteration, p.iteration * chunk, f"return {curve[-1]:.2f}  kl {p.metrics['policy/kl']:.3f}")
+
+        result = train(ppo.Update(config, vector, mesh), state, params, loop, run, progress=report)
+    state = result.state
+    learned = jax.device_get(export(state))
+    count = int(state.iteration)
+    if args.out:
+        described_as = {**described(args, planner, count), "scale": args.residual_scale}
+        save_weights(args.out / CORRECTION, learned, described_as)
+    second: dict[str, Any] = {}
+    if args.trials:
+        weights = (planner.bundle, (params.base, learned, scale))
+        figures = stage.judge_actor(ResidualActor(planner), weights, args.seed, args.trials)
+        second = log.keep("after", figures)
+    if run:
+        run.close()
+    record = output.summary(
+        "finetune",
+        seed=args.seed,
+        backend=stage.env.physics.name,
+        num_envs=config.num_envs,
+        wall_s=time.monotonic() - start,
+        metrics={
+            **outcome(first, untrained, second, curve),
+            "iterations": count,
+            "env_steps": count * chunk,
+            "stopped_by": result.stopped_by,
+        },
+        task=args.task,
+        env_steps=count * chunk,
+    )
+    log.report(record)
+    return record
