@@ -16,6 +16,7 @@ from rdp_jax.algos.loop import LoopConfig, train
 from rdp_jax.config import ConfigError, to_dict
 from rdp_jax.data import episodes as E
 from rdp_jax.data import windows as W
+from rdp_jax.data.foreign import is_lerobot, load_foreign
 from rdp_jax.planner import Bundle, Dims, Planner, make_policy, save
 from rdp_jax.runs import Run, git_revision, versions
 from train import output
@@ -29,7 +30,10 @@ PLANNER = "planner.safetensors"
 def load_demonstrations(args: PretrainArgs) -> E.Episodes:
     """The episodes to imitate.  Raises `DataError`, `ConfigError`."""
     assert args.data is not None
-    found = E.load(args.data / FILE if args.data.is_dir() else args.data)
+    if args.data.suffix in (".hdf5", ".h5") or is_lerobot(args.data):
+        found = load_foreign(args.data)
+    else:
+        found = E.load(args.data / FILE if args.data.is_dir() else args.data)
     task = found.metadata.get("task", args.task)
     if task != args.task:
         raise ConfigError("task", args.task, f"{task!r}, the task of these demonstrations")

@@ -143,8 +143,18 @@ class Theatre:
     def _frame(self, states: State) -> Array:
         return states.task.history[:, -1]
 
-    def play(self, key: Array, numbers: np.ndarray, env_params: Any, player_params: Any = None) -> Played:
-        """Episodes `numbers (E,)`: starts depend on `key` and the number alone, what the player draws on the batch too."""
+    def play(
+        self,
+        key: Array,
+        numbers: np.ndarray,
+        env_params: Any,
+        player_params: Any = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Played:
+        """Episodes `numbers (E,)`: starts depend on `key` and the number alone, what the player draws on the batch too.
+
+        `progress` is told, now and then, how many episodes have ended and how many steps were made.
+        """
         start_key, play_key = jax.random.split(key)
         indices = jnp.asarray(numbers, jnp.uint32)
         states = self._reset(jax.vmap(jax.random.fold_in, (None, 0))(start_key, indices), env_params)
@@ -165,6 +175,8 @@ class Theatre:
             carry, seen = self._advance(carry, env_params, player_params)
             if self.record:
                 recorded.append(jax.device_get(seen))
+            if progress:
+                progress(int(carry[2].sum()), int(carry[5].sum()))
             if bool(carry[2].all()):
                 break
         _, _, _, metrics, sums, steps = jax.device_get(carry)
@@ -196,12 +208,16 @@ def evaluate(
 ) -> Played:
     """`trials` episodes of the evaluation stream of `seed`."""
     key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
-    parts = []
+    parts: list[Played] = []
     for first in range(0, trials, at_once):
         numbers = np.arange(first, min(first + at_once, trials))
-        parts.append(theatre.play(key, numbers, env_params, player_params))
-        if progress:
-            progress(first + len(numbers), trials)
+        steps = sum(int(part.steps.sum()) for part in parts)
+
+        def report_block(ended: int, made: int, first: int = first, steps: int = steps) -> None:
+            if progress:
+                progress(first + ended, steps + made)
+
+        parts.append(theatre.play(key, numbers, env_params, player_params, report_block))
     return Played.join(parts)
 
 

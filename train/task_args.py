@@ -95,7 +95,9 @@ class PretrainArgs(Resumable, TaskFlags):
     """Imitate demonstrations."""
 
     preset: str = PLANNER_PRESET
-    data: Path | None = said(None, "demonstrations: a file, or a directory that `rdp collect` wrote")
+    data: Path | None = said(
+        None, "demonstrations: what `rdp collect` wrote, a robomimic-style .hdf5, or a LeRobot directory"
+    )
     net: str = chosen("dit", ("dit", "mlp", "unet", "lstm", "gaussian-mlp"), "kind of planner")
     demonstrations: int | None = optional(1, 10**7, "use that many episodes; left out: all")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")

@@ -169,3 +169,13 @@ def test_unknown_tasks_are_refused():
     with pytest.raises(ConfigError, match="pickup"):
         make_task("juggling")
     assert set(TASKS) >= {"pickup", "transport"}
+
+
+def test_grasped_means_both_palms_at_the_box(pickup, start):
+    state, _ = start
+    at_sides = jnp.array([[0.0, 0.125, 0.0], [0.0, -0.125, 0.0]])
+    held = placed(pickup, state)
+    assert bool(pickup.task.grasped(held))
+    middle = held.local(pickup.task.box_pose(held)[:3])
+    assert not bool(pickup.task.grasped(placed(pickup, state, hands=middle + 2.0 * at_sides)))  # palms too far apart
+    assert not bool(pickup.task.grasped(placed(pickup, state, hands=middle + at_sides + 0.1)))  # beside it

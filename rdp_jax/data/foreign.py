@@ -1,0 +1,143 @@
+"""Demonstrations in other people's formats: robomimic-style HDF5 and LeRobot data sets.  Needs the extra `data`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdp_jax.data.episodes import DataError, Episodes, from_lists
+
+LEROBOT_OBS = "observation.state"
+
+
+def is_lerobot(path: Path) -> bool:
+    """Whether a directory is a LeRobot data set."""
+    return (path / "meta" / "info.json").is_file()
+
+
+def load_foreign(path: Path, keys: Sequence[str] = ()) -> Episodes:
+    """Reads whichever of the formats below `path` is.  Raises `DataError`."""
+    return load_lerobot(path) if path.is_dir() else load_robomimic(path, keys)
+
+
+def _needs(module: str, path: Path) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(f"{path}: reading it needs the package {module.partition('.')[0]} (extra `data`)") from error
+
+
+def load_robomimic(path: Path, keys: Sequence[str] = ()) -> Episodes:
+    """`data/demo_N/{actions, rewards, obs/KEY}` of an HDF5 file, in the order of N.
+
+    Args:
+      path: the file.
+      keys: low-dimensional observations to join, in this order; left out: all one-dimensional ones, sorted by name.
+
+    Raises `DataError` naming file, episode, key and shape.
+    """
+    h5py = _needs("h5py", path)
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path}: no HDF5 file: {error}") from error
+    with file:
+        if "data" not in file or not len(file["data"]):
+            raise DataError(f"{path}: no group data/ with episodes in it")
+        names = sorted(file["data"], key=lambda name: (len(name), name))
+        obs, action, reward, success = [], [], [], []
+        chosen = list(keys) or _low_dimensional(path, names[0], file["data"][names[0]])
+        for name in names:
+            demo = file["data"][name]
+            parts = [_array(path, name, demo, f"obs/{key}", 2) for key in chosen]
+            acted = _array(path, name, demo, "actions", 2)
+            for key, part in zip(chosen, parts, strict=True):
+                if len(part) != len(acted):
+                    wanted = f"({len(acted)}, ...) as actions"
+                    raise DataError(f"{path}: episode {name}, obs/{key}: shape {part.shape}, expected {wanted}")
+            paid = _array(path, name, demo, "rewards", 1) if "rewards" in demo else np.zeros(len(acted))
+            if len(paid) != len(acted):
+                raise DataError(f"{path}: episode {name}, rewards: shape {paid.shape}, expected ({len(acted)},)")
+            obs.append(np.concatenate(parts, axis=1))
+            action.append(acted)
+            reward.append(paid)
+            success.append(bool(paid.max() > 0.0) if "rewards" in demo else True)
+    metadata = {"recipe": {"format": "robomimic", "file": path.name}, "observations": chosen}
+    return from_lists(obs, action, reward, success, range(len(obs)), metadata=metadata)
+
+
+def _low_dimensional(path: Path, name: str, demo: Any) -> list[str]:
+    if "obs" not in demo:
+        raise DataError(f"{path}: episode {name}, obs: missing")
+    found = [key for key in sorted(demo["obs"]) if demo["obs"][key].ndim == 2]
+    if not found:
+        raise DataError(f"{path}: episode {name}, obs: no one-dimensional observation among {sorted(demo['obs'])}")
+    return found
+
+
+def _array(path: Path, episode: str, demo: Any, key: str, ndim: int) -> np.ndarray:
+    if key not in demo:
+        raise DataError(f"{path}: episode {episode}, {key}: missing")
+    value = np.asarray(demo[key], np.float32)
+    if value.ndim != ndim or not len(value):
+        wanted = "(steps, width)" if ndim == 2 else "(steps,)"
+        raise DataError(f"{path}: episode {episode}, {key}: shape {value.shape}, expected {wanted}")
+    return value
+
+
+def load_lerobot(path: Path) -> Episodes:
+    """State observations and actions of a LeRobot data set (versions 2 and 3): `meta/info.json`, `data/**/*.parquet`.
+
+    Raises `DataError` naming file, episode, key and shape.
+    """
+    parquet = _needs("pyarrow.parquet", path)
+    try:
+        info = json.loads((path / "meta" / "info.json").read_text())
+        features = info["features"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path / 'meta' / 'info.json'}: cannot be read: {error!r}") from error
+    for key in (LEROBOT_OBS, "action"):
+        if key not in features:
+            raise DataError(f"{path}: feature {key}: missing among {sorted(features)}")
+    files = sorted((path / "data").rglob("*.parquet"))
+    if not files:
+        raise DataError(f"{path / 'data'}: no .parquet files")
+    rows: dict[int, list[tuple[int, Any, Any, float]]] = {}
+    for file in files:
+        try:
+            table = parquet.read_table(file).to_pydict()
+            columns = [table[key] for key in ("episode_index", "frame_index", LEROBOT_OBS, "action")]
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(f"{file}: cannot be read: {error!r}") from error
+        reward = table.get("next.reward", [0.0] * len(columns[0]))
+        for episode, frame, seen, acted, paid in zip(*columns, reward, strict=True):
+            rows.setdefault(int(episode), []).append((int(frame), seen, acted, float(np.ravel(paid)[0])))
+    obs, action, rewards = [], [], []
+    for episode in sorted(rows):
+        steps = sorted(rows[episode], key=lambda row: row[0])
+        obs.append(_stack(path, episode, LEROBOT_OBS, [row[1] for row in steps], features))
+        action.append(_stack(path, episode, "action", [row[2] for row in steps], features))
+        rewards.append(np.array([row[3] for row in steps], np.float32))
+    success = [bool(r.max() > 0.0) or not any(x.any() for x in rewards) for r in rewards]
+    metadata = {
+        "recipe": {"format": "lerobot", "version": info.get("codebase_version"), "fps": info.get("fps")},
+        "observations": features[LEROBOT_OBS].get("names"),
+        "actions": features["action"].get("names"),
+    }
+    return from_lists(obs, action, rewards, success, sorted(rows), metadata=metadata)
+
+
+def _stack(path: Path, episode: int, key: str, values: list[Any], features: dict[str, Any]) -> np.ndarray:
+    width = int(np.prod(features[key]["shape"]))
+    for step, value in enumerate(values):
+        if np.size(value) != width:
+            raise DataError(
+                f"{path}: episode {episode}, {key}, step {step}: {np.size(value)} numbers, expected {width}"
+            )
+    return np.asarray(values, np.float32).reshape(len(values), width)

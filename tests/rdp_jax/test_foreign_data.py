@@ -1,0 +1,118 @@
+"""robomimic-style HDF5 and LeRobot data sets: read as they were written, refused where they are wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rdp_jax.data.episodes import DataError
+from rdp_jax.data.foreign import is_lerobot, load_foreign, load_robomimic
+
+LENGTHS = (5, 3, 4)
+
+
+def robomimic(path, change=lambda demos: None):
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    demos = {
+        f"demo_{i}": {
+            "actions": rng.normal(size=(n, 2)),
+            "rewards": np.eye(n)[-1] * (i != 1),
+            "obs/b": rng.normal(size=(n, 3)),
+            "obs/a": rng.normal(size=(n, 1)),
+            "obs/image": np.zeros((n, 4, 4, 3)),
+        }
+        for i, n in enumerate(LENGTHS)
+    }
+    demos["demo_10"] = demos.pop("demo_2")
+    change(demos)
+    with h5py.File(path, "w") as file:
+        for name, demo in demos.items():
+            for key, value in demo.items():
+                file[f"data/{name}/{key}"] = value
+    return demos
+
+
+def test_robomimic_is_read_in_order(tmp_path):
+    demos = robomimic(tmp_path / "low_dim.hdf5")
+    found = load_foreign(tmp_path / "low_dim.hdf5")
+    assert found.length.tolist() == list(LENGTHS) and found.success.tolist() == [True, False, True]
+    np.testing.assert_allclose(
+        found.obs[:5], np.concatenate([demos["demo_0"]["obs/a"], demos["demo_0"]["obs/b"]], 1), rtol=1e-6
+    )
+    np.testing.assert_allclose(found.action[-4:], demos["demo_10"]["actions"], rtol=1e-6)
+    assert load_robomimic(tmp_path / "low_dim.hdf5", ["b"]).obs.shape == (12, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d["demo_1"].pop("actions"), r"episode demo_1, actions: missing"),
+        (lambda d: d["demo_1"].pop("obs/a"), r"episode demo_1, obs/a: missing"),
+        (
+            lambda d: d["demo_0"].update({"obs/b": np.zeros((4, 3))}),
+            r"episode demo_0, obs/b: shape \(4, 3\), expected \(5",
+        ),
+        (lambda d: d["demo_0"].update(actions=np.zeros(5)), r"episode demo_0, actions: shape \(5,\)"),
+        (
+            lambda d: d["demo_10"].update(actions=np.zeros((4, 3))),
+            r"episode 2, action: shape \(4, 3\), expected \(4, 2\)",
+        ),
+        (lambda d: d["demo_0"]["actions"].__setitem__((2, 0), np.nan), r"episode 0, action, step 2: not finite"),
+        (lambda d: d.clear(), r"no group data/"),
+    ],
+)
+def test_bad_robomimic_files_are_refused(change, said, tmp_path):
+    robomimic(tmp_path / "bad.hdf5", change)
+    with pytest.raises(DataError, match=said):
+        load_foreign(tmp_path / "bad.hdf5")
+
+
+def lerobot(path, rows=None, features=None):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    (path / "meta").mkdir(parents=True)
+    shapes = features or {"observation.state": {"shape": [3], "names": ["x", "y", "z"]}, "action": {"shape": [2]}}
+    (path / "meta" / "info.json").write_text(json.dumps({"fps": 10, "codebase_version": "v2.1", "features": shapes}))
+    rng = np.random.default_rng(0)
+    for i, n in enumerate(LENGTHS):
+        columns = {
+            "episode_index": [i] * n,
+            "frame_index": list(range(n))[::-1],  # files need not be in order
+            "observation.state": rng.normal(size=(n, 3)).tolist(),
+            "action": rng.normal(size=(n, 2)).tolist(),
+        }
+        if rows:
+            rows(i, columns)
+        folder = path / "data" / "chunk-000"
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), folder / f"episode_{i:06d}.parquet")
+    return path
+
+
+def test_lerobot_is_read_in_order(tmp_path):
+    kept = {}
+    path = lerobot(tmp_path / "set", lambda i, columns: kept.update({i: dict(columns)}))
+    assert is_lerobot(path) and not is_lerobot(tmp_path)
+    found = load_foreign(path)
+    assert found.length.tolist() == list(LENGTHS) and found.success.all()
+    np.testing.assert_allclose(found.obs[0], kept[0]["observation.state"][-1], rtol=1e-6)
+    np.testing.assert_allclose(found.action[-1], kept[2]["action"][0], rtol=1e-6)
+    assert found.metadata["observations"] == ["x", "y", "z"]
+
+
+def test_bad_lerobot_sets_are_refused(tmp_path):
+    def short(i, columns):
+        if i == 1:
+            columns["action"] = [[0.0]] * LENGTHS[1]
+
+    with pytest.raises(DataError, match="episode 1, action, step 0: 1 numbers, expected 2"):
+        load_foreign(lerobot(tmp_path / "a", short))
+    with pytest.raises(DataError, match=r"feature action: missing among \['observation.state'\]"):
+        load_foreign(lerobot(tmp_path / "b", features={"observation.state": {"shape": [3]}}))
+    empty = tmp_path / "c" / "meta"
+    empty.mkdir(parents=True)
+    (empty / "info.json").write_text("{}")
+    with pytest.raises(DataError, match="info.json: cannot be read"):
+        load_foreign(tmp_path / "c")
