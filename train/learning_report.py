@@ -35,6 +35,14 @@ CURVES = (
 )
 
 
+MEANING = {
+    "before": "the planner as it was",
+    "untrained": "the same weights with the quieter first sample from which fine-tuning starts: nothing is learned yet",
+    "planner alone": "the planner that was learned, under the controller as it was",
+    "after": "everything that was learned",
+}
+
+
 def read_curve(out: Path | None) -> list[dict[str, Any]]:
     """`metrics.jsonl` of a run directory; nothing without one."""
     path = out / "metrics.jsonl" if out else None
@@ -116,6 +124,7 @@ def write(
         rows,
         caption=f"{' / '.join(map(str, sorted(trials)))} fresh starts, the same ones in every column; 95 % intervals",
     )
+    page.add_text("\n".join(f"- **{name}**: {MEANING[name]}" for name in stages if name in MEANING))
     page.add_section("Where episodes are lost")
     names = [name for name in env.task.stages if any(name in f["failures_by_stage"] for f in stages.values())]
     lost = [
