@@ -61,6 +61,8 @@ class Checkpointer:
         leaves = dict(zip(_names(state), _unwrap(state), strict=True))
         shapes = {name: [list(x.shape), str(x.dtype)] for name, x in leaves.items()}
         meta = {"config": self._config, "leaves": shapes}
+        # Orbax refuses empty arrays (the sensors of a model without any); their shape says all there is.
+        leaves = {name: x for name, x in leaves.items() if x.size}
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
         self._manager.save(iteration, args=args, force=True)
         self._manager.wait_until_finished()
@@ -86,13 +88,15 @@ class Checkpointer:
             found = difference(ours, theirs)
             if found:
                 raise CheckpointError(f"{where} differs in {what} {found[0]}: now {found[1]!r}, saved {found[2]!r}")
-        abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in leaves.items()}
+        abstract = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in leaves.items() if x.size
+        }
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             restored = self._manager.restore(iteration, args=args)["state"]
         except Exception as error:
             raise CheckpointError(f"{where} is damaged or incomplete: {error}") from error
-        return _rewrap([restored[name] for name in leaves], template)
+        return _rewrap([restored.get(name, x) for name, x in leaves.items()], template)
 
     def close(self) -> None:
         """Releases Orbax's threads."""

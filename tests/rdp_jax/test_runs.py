@@ -138,6 +138,17 @@ def test_checkpoint_of_another_config_or_network(straight, tiny, tiny_state):
     assert_same_bits(Checkpointer(folder, saved).restore(tiny_state), straight[0])
 
 
+def test_empty_arrays_come_back(tmp_path):
+    # A gym model has no sensors; Orbax refuses arrays without elements.
+    state = {"sensors": jnp.zeros((4, 0)), "x": jnp.arange(3.0)}
+    saver = Checkpointer(tmp_path, {})
+    saver.save(1, state)
+    assert_same_bits(saver.restore(jax.tree.map(jnp.zeros_like, state)), state)
+    with pytest.raises(CheckpointError, match="sensors"):
+        saver.restore({**state, "sensors": jnp.zeros((5, 0))})
+    saver.close()
+
+
 def test_keeps_the_last(tmp_path):
     saver = Checkpointer(tmp_path, {}, keep=2)
     for i in range(5):
