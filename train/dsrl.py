@@ -15,15 +15,16 @@ from rdp_jax import parallel, steer
 from rdp_jax.algos import dsrl
 from rdp_jax.algos.loop import LoopConfig, train
 from rdp_jax.checkpoint import save_weights
-from rdp_jax.planner import Planner
+from rdp_jax.planner import Planner, save
 from rdp_jax.runs import Run
 from train import output
+from train.actors import NOISE_ACTOR
 from train.finetune import JUDGED, EvaluationLog, described, outcome, settings, start_planner, success_of
+from train.pretrain import PLANNER
 from train.rollouts import PlannerPlayer
 from train.task_args import DSRLArgs
 from train.tasks import HumanoidStage, Stage, check_fits, set_up
 
-ACTOR = "noise_actor.safetensors"
 TICKET_STREAM = 0x71C7
 EPISODES_PER_TICKET = 8
 
@@ -115,7 +116,8 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.base), jax.tree.leaves(planner.bundle), strict=True)
     )
     if args.out:
-        save_weights(args.out / ACTOR, {"actor": actor}, described(args, planner, int(state.iteration)))
+        save(args.out / PLANNER, planner)
+        save_weights(args.out / NOISE_ACTOR, {"actor": actor}, described(args, planner, int(state.iteration)))
     jury = Jury(stage, args, planner, steer.learned(config, base, stage.env.spec.obs_dims["critic"]))
     after = log.keep("after", jury.judge(jury.learned, actor)) if args.trials else {}
     others = jury.controls(untrained) if args.controls and args.trials else {}

@@ -12,6 +12,7 @@ from rdp_jax.diffusion.gaussian import GaussianConfig
 from rdp_jax.nets.build import GAUSSIAN
 from rdp_jax.planner import Planner
 from train import output
+from train.actors import find_actor
 from train.rollouts import ExpertPlayer
 from train.task_args import EvalArgs
 from train.tasks import HumanoidStage, check_fits, find_planner, set_up
@@ -41,9 +42,11 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
         stage = set_up(args, planner.config.history)
         check_fits(planner, stage.env)
         if args.explore_std is not None:
-            planner = exploring(planner, args.explore_std)
-        explore = args.explore_std is not None
-        found = stage.judge(planner, args.seed, args.trials, args.num_envs, explore)
+            explored = exploring(planner, args.explore_std)
+            found = stage.judge(explored, args.seed, args.trials, args.num_envs, explore=True)
+        else:
+            actor, weights = find_actor(args.run, planner)
+            found = stage.judge_actor(actor, weights, args.seed, args.trials, args.num_envs)
     steps = found.pop("env_steps")
     return output.summary(
         "eval",

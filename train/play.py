@@ -12,6 +12,7 @@ from envs.tasks.catalog import make_expert
 from rdp_jax.planner import Planner
 from rdp_jax.runs import RunError
 from train import output
+from train.actors import find_actor
 from train.demo import new_directory
 from train.learning_report import replay_of
 from train.report import Report
@@ -36,7 +37,8 @@ def run_play(args: PlayArgs) -> dict[str, Any]:
     stage = HumanoidStage(args, planner.config.history if planner else 8, record=True)
     if planner:
         check_fits(planner, stage.env)
-        figures = stage.judge(planner, args.seed, args.trials)
+        actor, weights = find_actor(args.run, planner)
+        figures = stage.judge_actor(actor, weights, args.seed, args.trials)
     else:
         player = ExpertPlayer(make_expert(args.task, stage.env))
         figures = stage.judge_player(player, None, args.seed, args.trials)

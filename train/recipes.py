@@ -149,23 +149,18 @@ def ood(s: Settings) -> list[Step]:
     return [
         _eval(s, "before", "--which", "pretrained", *wide, row="imitation", paper="0-0.07"),
         _learn(s, "refine", "refine", *QUIET),
-        _eval(s, "after", "--run", tuned, *_own(tuned), *wide, row="fine-tuned", paper="0.30"),
+        _eval(s, "after", "--run", tuned, *wide, row="fine-tuned", paper="0.30"),
         _learn(s, "refine", "curriculum", *QUIET, "--curriculum"),
         _eval(
             s,
             "after-curriculum",
             "--run",
             "{curriculum}",
-            *_own("{curriculum}"),
             *wide,
             row="fine-tuned, curriculum",
             paper="> 0.80",
         ),
     ]
-
-
-def _own(run: str) -> tuple[str, ...]:
-    return ("--legs", f"{run}/legs.safetensors", "--hands", f"{run}/hands.safetensors")
 
 
 def dsrl(s: Settings) -> list[Step]:
@@ -226,7 +221,7 @@ def scratch(s: Settings) -> list[Step]:
             "eval",
             (
                 *("eval", "--task", s.task, "--seed", str(s.seed + 1_000_000), "--trials", str(s.trials)),
-                *("--run", "{refine}", *_own("{refine}")),
+                *("--run", "{refine}"),
             ),
             "fresh starts",
             paper="> 0.90 after about 46 GPU-hours",

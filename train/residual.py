@@ -15,14 +15,15 @@ from rdp_jax.algos import ppo
 from rdp_jax.algos.loop import LoopConfig, train
 from rdp_jax.algos.residual import Residual, ResidualActor, ResidualParams
 from rdp_jax.checkpoint import save_weights
+from rdp_jax.planner import save
 from rdp_jax.runs import Run
 from train import output
+from train.actors import CORRECTION
 from train.controller import export
 from train.finetune import EvaluationLog, described, outcome, settings, start_planner, success_of, with_first_std
+from train.pretrain import PLANNER
 from train.task_args import FinetuneArgs
 from train.tasks import check_fits, set_up
-
-CORRECTION = "residual.safetensors"
 
 
 def run_residual(args: FinetuneArgs) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     count = int(state.iteration)
     if args.out:
         described_as = {**described(args, planner, count), "scale": args.residual_scale}
+        save(args.out / PLANNER, planner)
         save_weights(args.out / CORRECTION, learned, described_as)
     second: dict[str, Any] = {}
     if args.trials:

@@ -33,6 +33,16 @@ class TaskFlags(Common):
     hands: Path | None = input_file("weights of the hand policy (.safetensors); left out: the shipped ones")
 
 
+def with_own_controller(args: Any) -> Any:
+    """`args` with the controller that lies in the run directory `--run`, unless another one is named."""
+    if args.run is None or not args.run.is_dir():
+        return args
+    own = {part: args.run / f"{part}.safetensors" for part in ("legs", "hands")}
+    return dataclasses.replace(
+        args, **{part: path for part, path in own.items() if getattr(args, part) is None and path.is_file()}
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CollectArgs(TaskFlags):
     """Collect demonstrations into `--out`/episodes.safetensors.
@@ -56,10 +66,18 @@ class CollectArgs(TaskFlags):
 class EvalArgs(TaskFlags):
     """Success of a planner, of the expert, or of the weights shipped for a task, over fresh starts."""
 
-    run: Path | None = said(None, "run directory (or planner file) to judge; left out: the shipped planner")
+    run: Path | None = said(
+        None,
+        "run directory (its controller, steering or correction included) or planner file; left out: what is shipped",
+    )
     which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")
     trials: int = ranged(256, 1, 10**7, "episodes")
     explore_std: float | None = optional(1e-4, 1.0, "sample as fine-tuning does, with at least this std in every step")
+
+    def resolved(self) -> EvalArgs:
+        """With the run's own controller."""
+        found: EvalArgs = with_own_controller(self)
+        return found
 
 
 PLANNER_PRESET = chosen(
@@ -333,8 +351,16 @@ class PlayArgs(TaskFlags):
     """
 
     task: str = chosen("pickup", T1_TASKS, "task")
-    run: Path | None = said(None, "run directory (or planner file) to play; left out: the shipped planner")
+    run: Path | None = said(
+        None,
+        "run directory (its controller, steering or correction included) or planner file; left out: what is shipped",
+    )
     which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")
     trials: int = ranged(32, 1, 256, "episodes played")
     episodes: int = ranged(4, 1, 64, "episodes shown")
     show: str = chosen("mixed", ("mixed", "won", "lost"), "which of them")
+
+    def resolved(self) -> PlayArgs:
+        """With the run's own controller."""
+        found: PlayArgs = with_own_controller(self)
+        return found

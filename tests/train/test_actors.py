@@ -1,0 +1,72 @@
+"""Run directories act as what they hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rdp_jax import normalize
+from rdp_jax.algos import dsrl
+from rdp_jax.algos.residual import ResidualActor
+from rdp_jax.checkpoint import CheckpointError, save_weights
+from rdp_jax.config import to_dict
+from rdp_jax.nets.mlp import GaussianActor
+from rdp_jax.planner import save
+from rdp_jax.steer import NoiseActor, PlannerBase, learned
+from train.actors import CORRECTION, NOISE_ACTOR, find_actor
+from train.task_args import EvalArgs, task_dsrl
+from train.tasks import find_planner, weights_of
+
+
+@pytest.fixture(scope="module")
+def planner():
+    return find_planner(None, "pickup", "pretrained")
+
+
+def chunk(actor, weights, planner):
+    obs = jnp.zeros((2, planner.config.history * planner.dims.frame))
+    return np.asarray(actor.act(*weights, obs, jax.random.split(jax.random.key(0), 2)))
+
+
+def test_a_planner_alone_acts_itself(planner, tmp_path):
+    save(tmp_path / "planner.safetensors", planner)
+    own = chunk(planner.actor(), weights_of(planner), planner)
+    for run in (None, tmp_path, tmp_path / "planner.safetensors"):
+        np.testing.assert_array_equal(chunk(*find_actor(run, planner), planner), own)
+
+
+def test_steering_comes_back(planner, tmp_path):
+    config = task_dsrl("cpu")
+    base = PlannerBase(planner.config, planner.dims)
+    nets = dsrl.Networks(config, base, 5)
+    obs_dim = planner.config.history * planner.dims.frame
+    actor = nets.init(jax.random.key(1), planner.bundle, obs_dim)["actor"]
+    save_weights(tmp_path / NOISE_ACTOR, {"actor": actor}, {"config": {"dsrl": to_dict(config), "ddim_steps": None}})
+    found, weights = find_actor(tmp_path, planner)
+    assert isinstance(found, NoiseActor)
+    direct = NoiseActor(planner, learned(config, base, 5))
+    np.testing.assert_allclose(
+        chunk(found, weights, planner), chunk(direct, (planner.bundle, actor), planner), atol=1e-6
+    )
+
+
+def test_a_correction_comes_back(planner, tmp_path):
+    width = planner.config.history * planner.dims.frame + planner.config.executed * planner.dims.action
+    net = GaussianActor(planner.dims.action, (8,)).init(jax.random.key(0), jnp.zeros((1, width)))["params"]
+    weights = {"actor": net, "normalizer": normalize.create(width)}
+    save_weights(tmp_path / CORRECTION, weights, {"scale": 0.1})
+    found, given = find_actor(tmp_path, planner)
+    assert isinstance(found, ResidualActor)
+    assert chunk(found, given, planner).shape == (2, planner.config.executed * planner.dims.action)
+    save_weights(tmp_path / CORRECTION, {"actor": net}, {})
+    with pytest.raises(CheckpointError, match="no correction"):
+        find_actor(tmp_path, planner)
+
+
+def test_a_run_is_judged_with_its_own_controller(tmp_path):
+    (tmp_path / "legs.safetensors").touch()
+    assert EvalArgs(run=tmp_path).resolved().legs == tmp_path / "legs.safetensors"
+    assert EvalArgs(run=tmp_path).resolved().hands is None
+    other = tmp_path / "other.safetensors"
+    assert EvalArgs(run=tmp_path, legs=other).resolved().legs == other
+    assert EvalArgs().resolved().legs is None
