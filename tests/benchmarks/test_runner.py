@@ -72,8 +72,10 @@ def test_every_scenario_can_be_imported_and_its_ratios_name_cases():
     for scenario in SCENARIOS.values():
         module, function = scenario.setup.split(":")
         assert callable(getattr(__import__(module, fromlist=[function]), function))
+        known = scenario.settings.get("cases")
         for ratio in scenario.ratios.values():
-            assert set(ratio.over) <= set(scenario.settings.get("cases", ratio.over))
+            # A case may come in sizes: `jax_40`.
+            assert not known or all(any(f"{name}_".startswith(f"{case}_") for case in known) for name in ratio.over)
 
 
 def test_physics_runs_small():
