@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.scenarios import SCENARIOS
 from rdp_jax.config import ConfigError, chosen, ranged
+from train.names import TASKS
 from train.recipes import RECIPES
 
 BACKENDS = ("auto", "native", "mjx", "warp")
@@ -123,9 +124,7 @@ class ReproduceArgs(Common):
     """
 
     name: str = word(tuple(RECIPES), "table")
-    task: str = chosen(
-        "pickup", ("pickup", "transport", "door", "hopper", "walker2d", "halfcheetah"), "task; a gym task for gym"
-    )
+    task: str = chosen("pickup", TASKS, "task; a gym task for gym")
     preset: str = chosen("cpu", ("cpu", "gpu"), "of the commands that learn")
     seeds: int = ranged(3, 1, 1000, "seeds, from --seed on")
     trials: int = ranged(256, 1, 10**7, "episodes per evaluation")

@@ -17,8 +17,9 @@ from rdp_jax.data import episodes as E
 from rdp_jax.runs import git_revision, versions
 from train import output
 from train.medium import record_medium
+from train.names import GYM_TASKS
 from train.rollouts import ExpertPlayer, Played, Theatre
-from train.task_args import GYM_TASKS, CollectArgs
+from train.task_args import CollectArgs
 from train.tasks import HumanoidStage
 
 STREAM = 0xDE30

@@ -13,13 +13,12 @@ from envs.chunk import Chunked
 from envs.wrappers import AutoReset
 from rdp_jax import parallel, steer
 from rdp_jax.algos import dsrl
-from rdp_jax.algos.loop import LoopConfig, train
 from rdp_jax.checkpoint import save_weights
 from rdp_jax.planner import Planner, save
 from rdp_jax.runs import Run
 from train import output
 from train.actors import NOISE_ACTOR
-from train.finetune import JUDGED, EvaluationLog, described, outcome, settings, start_planner, success_of
+from train.learning import JUDGED, EvaluationLog, described, learn, outcome, settings, start_planner, success_of
 from train.pretrain import PLANNER
 from train.rollouts import PlannerPlayer
 from train.task_args import DSRLArgs
@@ -98,18 +97,8 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     untrained = jax.device_get(state.params["actor"])
     state = run.restore(state) if run else state
     update = dsrl.Update(config, base, vector, executed, mesh)
-    loop = LoopConfig(
-        iterations=args.iterations, save_every_s=120.0, max_wall_s=60.0 * args.minutes if args.minutes else 0.0
-    )
     chunk = config.num_envs * config.unroll_length * executed
-    curve: list[float] = []
-    with output.Progress(f"dsrl {args.task}", total=args.iterations, budget_s=loop.max_wall_s or None) as bar:
-
-        def report(p):
-            curve.append(success_of(p.metrics))
-            bar.update(p.iteration, p.iteration * chunk, note(p.metrics))
-
-        result = train(update, state, stage.params, loop, run, progress=report)
+    result, to_90 = learn("dsrl", args, run, update, state, stage.params, chunk, note)
     state = result.state
     actor = jax.device_get(state.params["actor"])
     identical = all(
@@ -125,12 +114,10 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
         run.close()
     steps = dsrl.env_steps(config, state, executed)
     metrics = {
-        **outcome(before, {}, after, curve),
-        "iterations": int(state.iteration),
+        **outcome(before, {}, after, result, to_90),
         "env_steps": steps,
         "updates": max(int(state.iteration) - config.warmup, 0) * config.updates,
         "base_unchanged": identical,
-        "stopped_by": result.stopped_by,
         "controls": others,
     }
     record = output.summary(

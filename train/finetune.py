@@ -12,50 +12,29 @@ from envs.chunk import Chunked
 from envs.wrappers import AutoReset
 from rdp_jax import parallel
 from rdp_jax.algos import dppo
-from rdp_jax.algos.loop import LoopConfig, train
-from rdp_jax.config import ConfigError, to_dict
 from rdp_jax.nets.build import GAUSSIAN
 from rdp_jax.planner import Planner, save
-from rdp_jax.runs import Run, git_revision, versions
+from rdp_jax.runs import Run
 from train import output
-from train.learning_report import read_curve, write
+from train.learning import (
+    EvaluationLog,
+    described,
+    learn,
+    outcome,
+    settings,
+    start_planner,
+    success_of,
+    with_first_std,
+)
 from train.pretrain import PLANNER
-from train.rollouts import Played
+from train.residual import run_residual
 from train.task_args import FinetuneArgs
-from train.tasks import HumanoidStage, Stage, check_fits, find_planner, set_up
-
-TRACKED = ("hand_position_error_m", "hand_orientation_error_rad", "hand_speed_mps", "completion_time_s")
-JUDGED = ("success_rate", "success_ci95", "return", "return_ci95", *TRACKED)
-
-
-def start_planner(args: Any, algo: str) -> Planner:
-    """The pre-trained planner to start from.  Raises `ConfigError` where it does not suit the algorithm."""
-    planner = find_planner(args.planner, args.task, "pretrained")
-    gaussian = planner.config.net.kind in GAUSSIAN
-    if gaussian != (algo == "gaussian-ppo"):
-        suits = "gaussian-ppo" if gaussian else "dppo"
-        raise ConfigError("algo", algo, f"{suits} (the planner's network is {planner.config.net.kind})")
-    if planner.tuned_steps:
-        raise ConfigError("planner", str(args.planner), "a pre-trained planner; this one is fine-tuned already")
-    return planner
-
-
-def with_first_std(planner: Planner, first_std: float | None) -> Planner:
-    """`planner` with another std of the first sample; itself if that is what it has."""
-    config = planner.config
-    if first_std is None or first_std == config.diffusion.first_std:
-        return planner
-    if config.net.kind in GAUSSIAN:
-        raise ConfigError("first_std", first_std, f"left out (a {config.net.kind} planner has no first sample)")
-    diffusion = dataclasses.replace(config.diffusion, first_std=first_std)
-    return dataclasses.replace(planner, config=dataclasses.replace(config, diffusion=diffusion))
+from train.tasks import check_fits, set_up
 
 
 def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     """Evaluates, fine-tunes, evaluates again on the same fresh starts; writes `planner.safetensors`."""
     if args.algo == "residual":
-        from train.residual import run_residual  # which imports from here
-
         return run_residual(args)
     start = time.monotonic()
     given = start_planner(args, args.algo)
@@ -66,8 +45,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     stage = set_up(args, before.config.history, record=args.out is not None)
     env, params = stage.env, stage.params
     check_fits(before, env)
-    recorded = settings(args)
-    run = Run(args.out, recorded, resume=args.resume) if args.out else None
+    run = Run(args.out, settings(args), resume=args.resume) if args.out else None
     log = EvaluationLog(args, stage)
     first = log.judge("before", given)
     # What the smaller noise does alone, without any learning.
@@ -77,19 +55,9 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     policy: Any = before.actor().policy
     state = dppo.init(jax.random.key(args.seed), config, policy, before.bundle, vector, params, mesh)
     state = run.restore(state) if run else state
-    loop = LoopConfig(
-        iterations=args.iterations, save_every_s=60.0, max_wall_s=60.0 * args.minutes if args.minutes else 0.0
-    )
-    curve: list[float] = []
-    with output.Progress(f"finetune {args.task}", total=args.iterations, budget_s=loop.max_wall_s or None) as bar:
-
-        def report_iteration(p):
-            curve.append(success_of(p.metrics))
-            steps = p.iteration * config.num_envs * config.unroll_length * before.config.executed
-            bar.update(p.iteration, steps, note(p.metrics))
-
-        update = dppo.Update(config, policy, vector, mesh)
-        result = train(update, state, params, loop, run, progress=report_iteration)
+    chunk = config.num_envs * config.unroll_length * before.config.executed
+    update = dppo.Update(config, policy, vector, mesh)
+    result, to_90 = learn("finetune", args, run, update, state, params, chunk, note)
     state = result.state
     after = tuned(before, state, config, described(args, before, int(state.iteration)))
     if args.out:
@@ -99,10 +67,8 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
         run.close()
     steps = dppo.env_steps(config, state, before.config.executed)
     metrics = {
-        **outcome(first, quiet, second, curve),
-        "iterations": int(state.iteration),
+        **outcome(first, quiet, second, result, to_90),
         "env_steps": steps,
-        "stopped_by": result.stopped_by,
     }
     record = output.summary(
         "finetune",
@@ -116,56 +82,6 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     )
     log.report(record)
     return record
-
-
-class EvaluationLog:
-    """The evaluations of a run that learns, under names, and their report."""
-
-    def __init__(self, args: Any, stage: Stage):
-        self.args, self.stage = args, stage
-        self.figures: dict[str, dict[str, Any]] = {}
-        self.played: dict[str, Played] = {}
-
-    def judge(self, name: str, planner: Planner) -> dict[str, Any]:
-        """Figures over `--trials` fresh starts, the same ones every time; nothing without trials."""
-        if not self.args.trials:
-            return {}
-        return self.keep(name, self.stage.judge(planner, self.args.seed, self.args.trials))
-
-    def keep(self, name: str, figures: dict[str, Any]) -> dict[str, Any]:
-        """An evaluation that somebody else has just made on the stage."""
-        self.figures[name] = figures
-        if isinstance(self.stage, HumanoidStage) and self.stage.last is not None:
-            self.played[name] = self.stage.last
-        return figures
-
-    def report(self, record: dict[str, Any]) -> None:
-        """Writes `report.html` into `--out`, for T1 tasks that were evaluated; its path goes into the summary."""
-        if self.args.out is None or len(self.figures) < 2 or not isinstance(self.stage, HumanoidStage):
-            return
-        path = self.args.out / "report.html"
-        write(path, self.stage.env, record, self.figures, read_curve(self.args.out), self.played)
-        record["metrics"]["report"] = str(path)
-
-
-def settings(args: Any) -> dict[str, Any]:
-    """What a run and its resumption must agree on."""
-    free = {"iterations": 1, "minutes": None, "trials": 0, "resume": False, "json": False}
-    paths = {"out": None, "planner": None, "legs": None, "hands": None}
-    return to_dict(dataclasses.replace(args, **free, **paths))
-
-
-def described(args: Any, before: Planner, iterations: int) -> dict[str, Any]:
-    """Metadata of a fine-tuned planner's file."""
-    return {
-        "task": args.task,
-        "before": before.metadata,
-        "seed": args.seed,
-        "iterations": iterations,
-        "config": settings(args),
-        "versions": versions(),
-        "git": git_revision(),
-    }
 
 
 def tuned(before: Planner, state: dppo.LearnerState, config: dppo.DPPOConfig, metadata: dict[str, Any]) -> Planner:
@@ -183,25 +99,6 @@ def tuned(before: Planner, state: dppo.LearnerState, config: dppo.DPPOConfig, me
 def visited(planner: Planner) -> int:
     """Denoising steps of one sample; 1 for a planner that predicts chunks at once."""
     return 1 if planner.config.net.kind in GAUSSIAN else planner.config.diffusion.visited
-
-
-def outcome(
-    before: dict[str, Any], untrained: dict[str, Any], after: dict[str, Any], curve: list[float]
-) -> dict[str, Any]:
-    """Figures of the evaluations before, after, and (if it differs) of the planner from which training really started."""
-    # Returns of gym tasks are no rates.
-    rates = curve if "success_rate" in before or not before else []
-    found: dict[str, Any] = {}
-    for when, figures in (("before", before), ("untrained", untrained), ("after", after)):
-        found |= {f"{name}_{when}": figures[name] for name in JUDGED if name in figures}
-    reached = next((i + 1 for i, rate in enumerate(rates) if rate >= 0.9), None)
-    return {**found, "iterations_to_90": reached, "before": before, "after": after}
-
-
-def success_of(metrics: dict[str, Any]) -> float:
-    """Mean return, exploring, of the episodes that ended in this iteration (the success rate of a T1 task); NaN if none did."""
-    finished = metrics["episode/finished"]
-    return float(metrics["episode/return"]) if finished else float("nan")
 
 
 def note(metrics: dict[str, Any]) -> str:

@@ -134,7 +134,7 @@ def write(
     if lost:
         page.add_table(lost, caption="lost episodes by the furthest stage that they reached")
     if curve:
-        _curves(page, env, record, curve)
+        _curves(page, curve)
     if {"before", "after"} <= set(played) and played["before"].qpos is not None:
         page.add_section("One start, before and after")
         i = a_pair(played["before"], played["after"])
@@ -146,12 +146,14 @@ def write(
     page.add_section("How this was made")
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     page.add_text(
-        f"`rdp {record['command']} --task {record['task']} --seed {record['seed']}`, commit `{record['git']}`; {versions}"
+        f"`rdp {record['command']}` on `{record['task']}`, seed {record['seed']}; "
+        "every setting is in `config.json` beside this page. "
+        f"Commit `{record['git']}`; {versions}"
     )
     return page.write(path, overwrite=True)
 
 
-def _curves(page: Report, env: Hierarchy, record: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
+def _curves(page: Report, curve: Sequence[Mapping[str, Any]]) -> None:
     """Success with its interval against iterations, and what else was logged."""
     page.add_section("While it learned")
     iteration = np.array([row["iteration"] for row in curve])

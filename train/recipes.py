@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-GYM = ("hopper", "walker2d", "halfcheetah")
 DATA_SIZES = (25, 50, 100, 200, 500, 1000)
 RERUNS = {
     "hopper": {0: 1439, 20: 2253, 50: 2775, 100: 2652},
@@ -96,7 +95,7 @@ def success(s: Settings) -> list[Step]:
             "{gaussian}/planner.safetensors",
             row="Gaussian MLP, PPO",
         ),
-        _learn(s, "finetune", "residual", "--algo", "residual", *START, row="DiT, residual"),
+        _learn(s, "finetune", "residual", "--algo", "residual", *START, *QUIET, row="DiT, residual"),
         _learn(s, "finetune", "dppo", *START, *QUIET, row="DiT, DPPO (planner only)"),
         _learn(
             s, "refine", "controller", *START, *QUIET, "--schedule.planner-iterations", "0", row="DiT, controller only"

@@ -16,22 +16,21 @@ from envs.control.env import ControlConfig, ControlEnv, training_params
 from envs.wrappers import AutoReset, LayeredAutoReset
 from rdp_jax import parallel
 from rdp_jax.algos import dppo, joint, ppo
-from rdp_jax.algos.loop import LoopConfig, train
 from rdp_jax.checkpoint import save_weights
 from rdp_jax.nets.mlp import mlp_sizes
 from rdp_jax.planner import save
 from rdp_jax.runs import Run
 from train import output
 from train.controller import OTHER, act
-from train.finetune import (
+from train.finetune import note, tuned
+from train.learning import (
     EvaluationLog,
     described,
-    note,
+    learn,
     outcome,
     settings,
     start_planner,
     success_of,
-    tuned,
     with_first_std,
 )
 from train.pretrain import PLANNER
@@ -97,7 +96,6 @@ def rehearsals(args: RefineArgs, config: ppo.PPOConfig, controller: dict[str, An
 def run_refine(args: RefineArgs) -> dict[str, Any]:
     """Evaluates, refines, evaluates again on the same starts; writes the planner and both parts of the controller."""
     start = time.monotonic()
-    assert args.iterations is not None
     given = start_planner(args, "dppo")
     before = with_first_std(given, args.first_std)
     stage = HumanoidStage(args, given.config.history, record=args.out is not None)
@@ -130,18 +128,8 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
         args.recorded,
         {part: (ppo.Update(own, env, mesh), params_for) for part, (own, env, params_for) in old.items()},
     )
-    loop = LoopConfig(
-        iterations=args.iterations, save_every_s=60.0, max_wall_s=60.0 * args.minutes if args.minutes else 0.0
-    )
     chunk = args.dppo.num_envs * args.dppo.unroll_length * before.config.executed
-    curve: list[float] = []
-    with output.Progress(f"refine {args.task}", total=args.iterations, budget_s=loop.max_wall_s or None) as bar:
-
-        def report(p):
-            curve.append(success_of(p.metrics))
-            bar.update(p.iteration, p.iteration * chunk, said(p.metrics))
-
-        result = train(update, state, curriculum.at, loop, run, progress=report)
+    result, to_90 = learn("refine", args, run, update, state, curriculum.at, chunk, said)
     state = result.state
     count = int(state.iteration)
     after = tuned(before, state.planner, args.dppo, described(args, before, count))
@@ -156,10 +144,8 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     if run:
         run.close()
     metrics = {
-        **outcome(first, untrained, second, curve),
-        "iterations": count,
+        **outcome(first, untrained, second, result, to_90),
         "env_steps": count * chunk,
-        "stopped_by": result.stopped_by,
         "planner_alone": only,
         "start_range": curriculum.scale,
     }

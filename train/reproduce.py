@@ -20,13 +20,14 @@ from rdp_jax.runs import write_json
 from train import output
 from train.args import ReproduceArgs
 from train.demo import new_directory
-from train.recipes import GYM, RECIPES, Settings, Step
+from train.names import GYM_TASKS
+from train.recipes import RECIPES, Settings, Step
 
 
 def steps_of(args: ReproduceArgs, seed: int) -> list[Step]:
     """The recipe for one seed.  Raises `ConfigError` where the task has no such table."""
-    if (args.name == "gym") != (args.task in GYM):
-        allowed = " | ".join(GYM) if args.name == "gym" else "a task of the T1"
+    if (args.name == "gym") != (args.task in GYM_TASKS):
+        allowed = " | ".join(GYM_TASKS) if args.name == "gym" else "a task of the T1"
         raise ConfigError("task", args.task, allowed)
     settings = Settings(args.task, seed, args.trials, args.minutes, args.wide, args.preset)
     return RECIPES[args.name](settings)
@@ -52,7 +53,9 @@ def run_step(step: Step, folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.read_text())
         return found
     words = command(step, folder)
-    if (folder / step.name / "config.json").is_file() and words[0] != "eval":
+    # What an interruption left behind, if only the first episodes of a collection.
+    left = folder / step.name
+    if words[0] != "eval" and left.is_dir() and any(left.iterdir()):
         words.append("--resume")
     print(f"--- rdp {' '.join(words)}", file=sys.stderr, flush=True)
     status = launch(words)

@@ -12,7 +12,6 @@ from envs.chunk import Chunked
 from envs.wrappers import AutoReset
 from rdp_jax import parallel
 from rdp_jax.algos import ppo
-from rdp_jax.algos.loop import LoopConfig, train
 from rdp_jax.algos.residual import Residual, ResidualActor, ResidualParams
 from rdp_jax.checkpoint import save_weights
 from rdp_jax.planner import save
@@ -20,7 +19,16 @@ from rdp_jax.runs import Run
 from train import output
 from train.actors import CORRECTION
 from train.controller import export
-from train.finetune import EvaluationLog, described, outcome, settings, start_planner, success_of, with_first_std
+from train.learning import (
+    EvaluationLog,
+    described,
+    learn,
+    outcome,
+    settings,
+    start_planner,
+    success_of,
+    with_first_std,
+)
 from train.pretrain import PLANNER
 from train.task_args import FinetuneArgs
 from train.tasks import check_fits, set_up
@@ -49,18 +57,9 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     actor = {**state.params["actor"], "mlp": {**state.params["actor"]["mlp"], "last": last}}
     state = state.replace(params={**state.params, "actor": actor})
     state = run.restore(state) if run else state
-    loop = LoopConfig(
-        iterations=args.iterations, save_every_s=60.0, max_wall_s=60.0 * args.minutes if args.minutes else 0.0
-    )
     chunk = config.num_envs * config.unroll_length * planner.config.executed
-    curve: list[float] = []
-    with output.Progress(f"residual {args.task}", total=args.iterations, budget_s=loop.max_wall_s or None) as bar:
-
-        def report(p):
-            curve.append(success_of(p.metrics))
-            bar.update(p.iteration, p.iteration * chunk, f"return {curve[-1]:.2f}  kl {p.metrics['policy/kl']:.3f}")
-
-        result = train(ppo.Update(config, vector, mesh), state, params, loop, run, progress=report)
+    update = ppo.Update(config, vector, mesh)
+    result, to_90 = learn("residual", args, run, update, state, params, chunk, note)
     state = result.state
     learned = jax.device_get(export(state))
     count = int(state.iteration)
@@ -82,13 +81,16 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
         num_envs=config.num_envs,
         wall_s=time.monotonic() - start,
         metrics={
-            **outcome(first, untrained, second, curve),
-            "iterations": count,
+            **outcome(first, untrained, second, result, to_90),
             "env_steps": count * chunk,
-            "stopped_by": result.stopped_by,
         },
         task=args.task,
         env_steps=count * chunk,
     )
     log.report(record)
     return record
+
+
+def note(metrics: dict[str, Any]) -> str:
+    """What the progress line says."""
+    return f"return {success_of(metrics):.2f}  kl {metrics['policy/kl']:.3f}"

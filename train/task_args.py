@@ -16,10 +16,7 @@ from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import PlannerConfig
 from train.args import Common, Resumable, input_file, optional, said
-
-T1_TASKS = ("pickup", "transport", "door")
-GYM_TASKS = ("hopper", "walker2d", "halfcheetah")
-TASKS = (*T1_TASKS, *GYM_TASKS)
+from train.names import T1_TASKS, TASKS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +97,7 @@ def task_planner() -> PlannerConfig:
     """The planner of the T1 tasks: a small DiT, five DDIM steps of a hundred.
 
     Exploration of 0.05 in the last step would be a centimetre of jitter in every hand target, ten times a second, and few boxes
-    stay in the hands (docs/planner.md: `rdp eval --explore-std`); 0.02 keeps nearly all of the success to learn from.
+    stay in the hands (docs/refine.md: `rdp eval --explore-std`); 0.02 keeps nearly all of the success to learn from.
     """
     return PlannerConfig(
         net=NetConfig(kind="dit", width=96, depth=3, heads=4, sizes=(256, 256, 256), activation="mish"),
@@ -152,8 +149,7 @@ def task_dppo(preset: str) -> DPPOConfig:
 
     A chunk has 184 scored numbers, and a clip of their mean log-ratio at 0.02 would be one of 3.7 for their sum: with it success
     fell from 0.76 to 0.05 within four iterations, and a fixed rate of 5e-5 is a KL of 2.7 nat in a single step.  So the rate is
-    adapted to a KL per iteration: at 0.05 nat success with exploration rose by 0.003 an iteration, at 0.15 by 0.015
-    (docs/refine.md).
+    adapted to a KL per iteration (docs/refine.md).
     Time runs out for good (the critic sees it running out), so a truncation is the end.
     """
     common: dict[str, Any] = {

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from rdp_jax import guard, minibatch, normalize, parallel, rollout
+from rdp_jax.algos.iteration import Iteration
 from rdp_jax.config import ConfigError, chosen, ranged, validate
 from rdp_jax.diffusion.policy import Pairs
 from rdp_jax.gae import gae
@@ -238,7 +239,7 @@ def check_layout(config: DPPOConfig, policy: ChainPolicy, mesh: Mesh | None) -> 
         raise ConfigError("shuffle_groups", config.shuffle_groups, f"a multiple of {parallel.size(mesh)} devices")
 
 
-class Update:
+class Update(Iteration):
     """One iteration: `(LearnerState, env_params) -> (LearnerState, metrics)`; the given state is donated.
 
     Args:
@@ -254,19 +255,7 @@ class Update:
         self.axis = parallel.axis_of(mesh)
         self.executed = executed_steps(policy, env)
         self.rows = self.executed if config.scored == "executed" else policy.shape[0]
-
-        def update(state, env_params):
-            with jax.default_matmul_precision(config.matmul_precision):
-                return self._iterate(state, env_params)
-
-        self.compiled: Any = parallel.jit(update, mesh, (state_spec(), P()), (state_spec(), P()), donate=(0,))
-
-    def __call__(self, state: LearnerState, env_params: Any) -> tuple[LearnerState, dict[str, Array]]:
-        return self.compiled(state, parallel.strong(env_params))
-
-    def cache_size(self) -> int:
-        """Compiled versions; one in a healthy run."""
-        return self.compiled._cache_size()
+        super().__init__(self._iterate, state_spec(), mesh, config.matmul_precision)
 
     def _iterate(self, state: LearnerState, env_params: Any):
         """Body of one iteration, on one device's share of the environments."""

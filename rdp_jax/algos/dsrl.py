@@ -26,12 +26,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from rdp_jax import guard, normalize, parallel, replay, rollout
+from rdp_jax.algos.iteration import Iteration
 from rdp_jax.config import ConfigError, chosen, ranged, validate
 from rdp_jax.nets.squashed import SquashedActor, Values, squash
 from rdp_jax.types import VectorEnv
 
 Array = jax.Array
-NETS = ("actor", "alpha", "values", "noise_values")
 
 
 class BasePolicy(Protocol):
@@ -130,7 +130,7 @@ class LearnerState:
     """Everything a run consists of; a checkpoint holds all of it, the replay buffer included.
 
     Attributes:
-      params: name in `NETS` -> parameters; `alpha` is the logarithm of the temperature.
+      params: `actor`, `alpha`, `noise_values` and (na) `values` -> parameters; `alpha` is the logarithm of the temperature.
       target: Polyak average of the critic that is bootstrapped from.
       opt_state: Adam moments by name.
       base: parameters of the base policy; never written.
@@ -185,7 +185,7 @@ class Networks:
         self.values = Values(config.sizes, config.heads)
 
     def init(self, key: Array, base: Any, obs_dim: int) -> dict[str, Any]:
-        """Fresh parameters of all of `NETS` that the variant has."""
+        """Fresh parameters of all that the variant has, as in `LearnerState`."""
         ka, kv, kn = jax.random.split(key, 3)
         seen = self.policy.see(base, jnp.zeros((1, obs_dim)))
         critic, u = jnp.zeros((1, self.critic_dim)), jnp.zeros((1, self.n))
@@ -272,7 +272,7 @@ def env_steps(config: DSRLConfig, state: LearnerState, executed: int) -> int:
     return int(state.iteration) * config.unroll_length * config.num_envs * executed
 
 
-class Update:
+class Update(Iteration):
     """One iteration: `(LearnerState, env_params) -> (LearnerState, metrics)`; the given state is donated.
 
     Args:
@@ -291,19 +291,7 @@ class Update:
         self.axis = parallel.axis_of(mesh)
         self.nets = Networks(config, policy, env.spec.obs_dims["critic"])
         self.gamma = config.gamma**executed if config.discount == "step" else config.gamma
-
-        def update(state, env_params):
-            with jax.default_matmul_precision(config.matmul_precision):
-                return self._iterate(state, env_params)
-
-        self.compiled: Any = parallel.jit(update, mesh, (state_spec(), P()), (state_spec(), P()), donate=(0,))
-
-    def __call__(self, state: LearnerState, env_params: Any) -> tuple[LearnerState, dict[str, Array]]:
-        return self.compiled(state, parallel.strong(env_params))
-
-    def cache_size(self) -> int:
-        """Compiled versions; one in a healthy run."""
-        return self.compiled._cache_size()
+        super().__init__(self._iterate, state_spec(), mesh, config.matmul_precision)
 
     # --- collecting ------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from jax.sharding import PartitionSpec as P
 
 from rdp_jax import normalize, parallel, rollout
 from rdp_jax.algos import dppo, ppo
+from rdp_jax.algos.iteration import Iteration
 from rdp_jax.config import ConfigError, chosen, ranged
 from rdp_jax.nets import mlp
 from rdp_jax.types import LayeredEnv, Ticks, Transition, VectorEnv
@@ -155,8 +156,8 @@ class Update:
       planner: of the planner; its environment has a controller inside.
       config: PPO of the controller's parts.
       recorded: environments (of this many, over all devices) whose ticks the controller learns from.
-      rehearse: part -> update on the environments of its first training, and `parameters of the other parts -> their
-        parameters`; empty for none.
+      rehearse: part -> update on the environments of its first training, and a function from the present controller to their
+        parameters; empty for none.
     """
 
     def __init__(
@@ -175,15 +176,14 @@ class Update:
             allowed = f"a multiple of shuffle_groups={groups} up to num_envs={planner.config.num_envs}"
             raise ConfigError("recorded", recorded, allowed)
         self.groups, self.each = groups // parallel.size(self.mesh), recorded // groups
-        spec = (state_spec(), P())
-        self.compiled: dict[str, Any] = {
-            phase: parallel.jit(self._phase(phase), self.mesh, spec, spec, donate=(0,)) for phase in PHASES
+        self.phases = {
+            phase: Iteration(self._phase(phase), state_spec(), self.mesh, config.matmul_precision) for phase in PHASES
         }
 
     def __call__(self, state: JointState, env_params: Any) -> tuple[JointState, dict[str, Array]]:
         phase = self.schedule.phase(int(state.iteration))
         rehearsal = state.rehearsal
-        state, metrics = self.compiled[phase](state.replace(rehearsal={}), parallel.strong(env_params))
+        state, metrics = self.phases[phase](state.replace(rehearsal={}), env_params)
         if phase != "planner":
             for _ in range(self.schedule.rehearsals):
                 state, rehearsal = self._rehearse(state, rehearsal)
@@ -191,7 +191,7 @@ class Update:
 
     def cache_size(self) -> int:
         """Compiled versions of the phase that has most; one in a healthy run."""
-        return max(f._cache_size() for f in self.compiled.values())
+        return max(phase.cache_size() for phase in self.phases.values())
 
     def _watched(self, x: Array) -> Array:
         """Rows `(B, ...)` of the recorded environments: the first of each shuffle group, so the same ones on any device."""
@@ -213,12 +213,11 @@ class Update:
     def _phase(self, phase: str) -> Callable[[JointState, Any], tuple[JointState, dict[str, Array]]]:
         def run(state: JointState, env_params: Any) -> tuple[JointState, dict[str, Array]]:
             params = env_params.replace(controller=controller_of(state))
-            with jax.default_matmul_precision(self.config.matmul_precision):
-                if phase == "planner":
-                    planner, metrics = self.planner._iterate(state.planner, params)
-                    parts = state.parts
-                else:
-                    planner, parts, metrics = self._both(state, params, plan_learns=phase == "both")
+            if phase == "planner":
+                planner, metrics = self.planner._iterate(state.planner, params)
+                parts = state.parts
+            else:
+                planner, parts, metrics = self._both(state, params, plan_learns=phase == "both")
             return JointState(planner, parts, state.rehearsal, state.iteration + 1), metrics
 
         return run

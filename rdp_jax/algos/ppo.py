@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from rdp_jax import guard, minibatch, normalize, parallel, rollout
+from rdp_jax.algos.iteration import Iteration
 from rdp_jax.config import ConfigError, chosen, ranged, validate
 from rdp_jax.gae import gae
 from rdp_jax.nets import gaussian, mlp
@@ -177,7 +178,7 @@ def policy(params: Mapping, normalizer: Mapping, obs: Mapping[str, Array], key: 
     return mean if key is None else mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
 
 
-class Update:
+class Update(Iteration):
     """One iteration, compiled at the first call: `(LearnerState, env_params) -> (LearnerState, metrics)`.
 
     The given state is donated: its buffers are gone afterwards.  `env_params` may change from call to call.
@@ -185,19 +186,12 @@ class Update:
 
     def __init__(self, config: PPOConfig, env: VectorEnv, mesh: Mesh | None = None):
         check_layout(config, mesh)
-
-        def update(state, env_params):
-            with jax.default_matmul_precision(config.matmul_precision):
-                return _iterate(config, env, mesh, state, env_params)
-
-        self.compiled: Any = parallel.jit(update, mesh, (state_spec(), P()), (state_spec(), P()), donate=(0,))
-
-    def __call__(self, state: LearnerState, env_params: Any) -> tuple[LearnerState, dict[str, Array]]:
-        return self.compiled(state, parallel.strong(env_params))
-
-    def cache_size(self) -> int:
-        """Compiled versions; one in a healthy run."""
-        return self.compiled._cache_size()
+        super().__init__(
+            lambda state, params: _iterate(config, env, mesh, state, params),
+            state_spec(),
+            mesh,
+            config.matmul_precision,
+        )
 
 
 def make_update(config: PPOConfig, env: VectorEnv, mesh: Mesh | None = None) -> Update:

@@ -190,6 +190,19 @@ def test_replay_is_a_ring():
         replay.add(ring, {"x": jnp.zeros(5)})
 
 
+def test_demonstrations_are_learned_from():
+    config = dataclasses.replace(CONFIG, distill_from="box")
+    state, update = make(config)
+    n = 100
+    obs = jnp.full((n, 2), 0.25)
+    seeded = dsrl.Row(obs, obs, jnp.zeros((n, 2)), jnp.zeros((n, 2)), jnp.full(n, 7.0), jnp.zeros(n), obs, obs)
+    state = dsrl.seed_buffer(state, seeded)
+    assert int(replay.size(state.buffer)) == n
+    state, metrics = update(state, jnp.float32(0.0))
+    assert float(metrics["buffer/rows"]) == n + config.num_envs * config.unroll_length
+    assert float((state.buffer.rows.reward == 7.0).sum()) == n
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ConfigError, match="capacity"):
         make(dataclasses.replace(CONFIG, capacity=32))

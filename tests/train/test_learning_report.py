@@ -7,6 +7,7 @@ import pytest
 
 from rdp_jax.runs import RunError
 from train import cli, demo, play
+from train.learning import reached
 from train.learning_report import a_pair, read_curve, write
 from train.rollouts import MEANS, Played, report
 from train.task_args import DemoArgs
@@ -67,6 +68,19 @@ def test_the_page_holds_figures_curve_and_replay(stage, tmp_path):
     page = path.read_text()
     for word in ("0.333", "1.000", "Start number 1", "touched", "Success with exploration noise", "rdp refine"):
         assert word in page
+
+
+def test_ninety_per_cent_are_not_a_few_lucky_episodes():
+    def row(i, ended, rate):
+        return {"iteration": i, "episode/finished": ended, "episode/return": rate}
+
+    assert reached([row(1, 10.0, 1.0), row(2, 600.0, 0.8), row(3, 600.0, 0.91)]) == 3
+    assert reached([row(1, 10.0, 1.0)] * 5) is None
+    few = [row(i, 30.0, 0.95) for i in range(1, 6)]
+    assert reached(few) == 4  # the first at which a hundred have ended
+    assert reached([row(1, 0.0, None), row(2, 200.0, 0.9)]) == 2
+    mixed = [row(1, 30.0, 1.0), row(2, 30.0, 0.6), row(3, 30.0, 1.0), row(4, 30.0, 0.8)]
+    assert reached(mixed) is None
 
 
 def test_no_curve_is_no_error(tmp_path):

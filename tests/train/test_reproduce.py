@@ -7,7 +7,8 @@ import pytest
 
 from train import cli, reproduce
 from train.args import ReproduceArgs
-from train.recipes import GYM, RECIPES
+from train.names import GYM_TASKS
+from train.recipes import RECIPES
 
 
 def plan(name, **more):
@@ -37,7 +38,7 @@ def test_every_step_parses(name, tmp_path, monkeypatch):
 
 
 def test_gym_is_about_gym_tasks(capsys):
-    for words in (["gym", "--task", "pickup"], ["success", "--task", GYM[0]]):
+    for words in (["gym", "--task", "pickup"], ["success", "--task", GYM_TASKS[0]]):
         assert cli.main(["reproduce", *words, "--list"]) == 2
         assert "--task" in capsys.readouterr().err
 
@@ -54,10 +55,13 @@ def test_steps_that_are_done_are_not_run_again(tmp_path, monkeypatch):
 
     def fake(words):
         ran.append(words)
-        if len(ran) == 3:
+        if len(ran) == 3:  # interrupted, with something written
+            out = Path(words[words.index("--out") + 1])
+            out.mkdir(parents=True)
+            (out / "half").touch()
             return 1
         out = Path(words[words.index("--out") + 1])
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
         record = {"wall_s": 2.0, "env_steps": 10, "metrics": {"success_rate": 0.5, "success_rate_after": 0.9}}
         (out / "summary.json").write_text(json.dumps(record))  # as the command itself does
         return 0
@@ -68,6 +72,7 @@ def test_steps_that_are_done_are_not_run_again(tmp_path, monkeypatch):
         reproduce.run_reproduce(args)
     record = reproduce.run_reproduce(args)
     assert len(ran) == 11  # ten steps, one of them twice
+    assert [i for i, words in enumerate(ran) if "--resume" in words] == [3]
     table = record["metrics"]["table"]
     assert table["imitation"]["value"] == 0.5 and table["DSRL-NA"]["trials"] == 20
     assert record["metrics"]["seconds"]["na"] == 4.0 and record["env_steps"] == 100

@@ -1,0 +1,174 @@
+"""What the commands that learn on a task share: where they start, the loop with its progress, what came of it, the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from rdp_jax.algos.loop import LoopConfig, Result, train
+from rdp_jax.config import ConfigError, to_dict
+from rdp_jax.nets.build import GAUSSIAN
+from rdp_jax.planner import Planner
+from rdp_jax.runs import Run, git_revision, versions
+from train import output
+from train.learning_report import read_curve, write
+from train.rollouts import Played
+from train.tasks import HumanoidStage, Stage, find_planner
+
+TRACKED = ("hand_position_error_m", "hand_orientation_error_rad", "hand_speed_mps", "completion_time_s")
+JUDGED = ("success_rate", "success_ci95", "return", "return_ci95", *TRACKED)
+ENOUGH = 100  # episodes that a success while learning is judged over
+
+
+def start_planner(args: Any, algo: str) -> Planner:
+    """The pre-trained planner to start from.  Raises `ConfigError` where it does not suit the algorithm."""
+    planner = find_planner(args.planner, args.task, "pretrained")
+    gaussian = planner.config.net.kind in GAUSSIAN
+    if gaussian != (algo == "gaussian-ppo"):
+        suits = "gaussian-ppo" if gaussian else "dppo"
+        raise ConfigError("algo", algo, f"{suits} (the planner's network is {planner.config.net.kind})")
+    if planner.tuned_steps:
+        raise ConfigError("planner", str(args.planner), "a pre-trained planner; this one is fine-tuned already")
+    return planner
+
+
+def with_first_std(planner: Planner, first_std: float | None) -> Planner:
+    """`planner` with another std of the first sample; itself if that is what it has."""
+    config = planner.config
+    if first_std is None or first_std == config.diffusion.first_std:
+        return planner
+    if config.net.kind in GAUSSIAN:
+        raise ConfigError("first_std", first_std, f"left out (a {config.net.kind} planner has no first sample)")
+    diffusion = dataclasses.replace(config.diffusion, first_std=first_std)
+    return dataclasses.replace(planner, config=dataclasses.replace(config, diffusion=diffusion))
+
+
+def settings(args: Any) -> dict[str, Any]:
+    """What a run and its resumption must agree on."""
+    free = {"iterations": 1, "minutes": None, "trials": 0, "resume": False, "json": False}
+    paths = {"out": None, "planner": None, "legs": None, "hands": None}
+    return to_dict(dataclasses.replace(args, **free, **paths))
+
+
+def described(args: Any, before: Planner, iterations: int) -> dict[str, Any]:
+    """Metadata of a fine-tuned planner's file."""
+    return {
+        "task": args.task,
+        "before": before.metadata,
+        "seed": args.seed,
+        "iterations": iterations,
+        "config": settings(args),
+        "versions": versions(),
+        "git": git_revision(),
+    }
+
+
+def learn(
+    name: str,
+    args: Any,
+    run: Run | None,
+    update: Callable[[Any, Any], tuple[Any, dict]],
+    state: Any,
+    env_params: Any,
+    steps: int,
+    note: Callable[[dict[str, Any]], str],
+) -> tuple[Result, int | None]:
+    """Runs `update` from `state` for `args.iterations`, or `args.minutes`, with a progress bar.
+
+    Args:
+      name: of the bar.
+      args: of the command.
+      run: where to log and save.
+      update, state, env_params: as of `rdp_jax.algos.loop.train`.
+      steps: environment steps per iteration.
+      note: what the bar says of an iteration's metrics.
+
+    Returns:
+      The loop's result, and the iteration that reached 90 % (`reached`).
+    """
+    loop = LoopConfig(
+        iterations=args.iterations, save_every_s=60.0, max_wall_s=60.0 * args.minutes if args.minutes else 0.0
+    )
+    rows = read_curve(args.out)  # of a run that is resumed
+    with output.Progress(f"{name} {args.task}", total=args.iterations, budget_s=loop.max_wall_s or None) as bar:
+
+        def report(p):
+            rows.append({"iteration": p.iteration, **p.metrics})
+            bar.update(p.iteration, p.iteration * steps, note(p.metrics))
+
+        result = train(update, state, env_params, loop, run, progress=report)
+    return result, reached(rows)
+
+
+def reached(rows: list[dict[str, Any]], level: float = 0.9) -> int | None:
+    """First iteration at which the latest episodes, `ENOUGH` of them or more, were won at this rate, exploration noise included.
+
+    `rows` are metrics per iteration, oldest first.  One iteration of few environments ends few episodes, and the first to end are
+    those that were won quickly.
+    """
+    recent: list[tuple[float, float]] = []
+    for row in rows:
+        ended = float(row["episode/finished"] or 0.0)
+        if ended:
+            recent.append((ended, ended * float(row["episode/return"])))
+        while len(recent) > 1 and sum(n for n, _ in recent[1:]) >= ENOUGH:
+            recent.pop(0)
+        count = sum(n for n, _ in recent)
+        if count >= ENOUGH and sum(won for _, won in recent) >= level * count:
+            return int(row["iteration"])
+    return None
+
+
+class EvaluationLog:
+    """The evaluations of a run that learns, under names, and their report."""
+
+    def __init__(self, args: Any, stage: Stage):
+        self.args, self.stage = args, stage
+        self.figures: dict[str, dict[str, Any]] = {}
+        self.played: dict[str, Played] = {}
+
+    def judge(self, name: str, planner: Planner) -> dict[str, Any]:
+        """Figures over `--trials` fresh starts, the same ones every time; nothing without trials."""
+        if not self.args.trials:
+            return {}
+        return self.keep(name, self.stage.judge(planner, self.args.seed, self.args.trials))
+
+    def keep(self, name: str, figures: dict[str, Any]) -> dict[str, Any]:
+        """An evaluation that somebody else has just made on the stage."""
+        self.figures[name] = figures
+        if isinstance(self.stage, HumanoidStage) and self.stage.last is not None:
+            self.played[name] = self.stage.last
+        return figures
+
+    def report(self, record: dict[str, Any]) -> None:
+        """Writes `report.html` into `--out`, for T1 tasks that were evaluated; its path goes into the summary."""
+        if self.args.out is None or len(self.figures) < 2 or not isinstance(self.stage, HumanoidStage):
+            return
+        path = self.args.out / "report.html"
+        write(path, self.stage.env, record, self.figures, read_curve(self.args.out), self.played)
+        record["metrics"]["report"] = str(path)
+
+
+def outcome(
+    before: dict[str, Any], untrained: dict[str, Any], after: dict[str, Any], result: Result, to_90: int | None
+) -> dict[str, Any]:
+    """What every summary says: the evaluations before, after, and (if it differs) of the planner from which training really
+    started; iterations, and the one that reached 90 %, for tasks whose return is a success."""
+    found: dict[str, Any] = {}
+    for when, figures in (("before", before), ("untrained", untrained), ("after", after)):
+        found |= {f"{name}_{when}": figures[name] for name in JUDGED if name in figures}
+    return {
+        **found,
+        "iterations": int(result.state.iteration),
+        "iterations_to_90": None if "return" in before else to_90,
+        "stopped_by": result.stopped_by,
+        "before": before,
+        "after": after,
+    }
+
+
+def success_of(metrics: dict[str, Any]) -> float:
+    """Mean return, exploring, of the episodes that ended in this iteration (the success rate of a T1 task); NaN if none did."""
+    finished = metrics["episode/finished"]
+    return float(metrics["episode/return"]) if finished else float("nan")
