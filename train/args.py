@@ -129,5 +129,6 @@ class ReproduceArgs(Common):
     seeds: int = ranged(3, 1, 1000, "seeds, from --seed on")
     trials: int = ranged(256, 1, 10**7, "episodes per evaluation")
     minutes: float = ranged(25.0, 0.01, 1e5, "of each learning stage", "min")
+    iterations: int = ranged(100, 1, 10**6, "of gym's fine-tuning; rows beyond it are left out")
     wide: float = ranged(3.0, 0.0, 10.0, "spread of the widest starts (ood)")
     list: bool = said(False, "print the commands instead of running them")

@@ -20,6 +20,7 @@ from train.learning import (
     EvaluationLog,
     described,
     learn,
+    on_the_way,
     outcome,
     settings,
     start_planner,
@@ -57,9 +58,17 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     state = run.restore(state) if run else state
     chunk = config.num_envs * config.unroll_length * before.config.executed
     update = dppo.Update(config, policy, vector, mesh)
-    result, to_90 = learn("finetune", args, run, update, state, params, chunk, note)
+
+    def present(state):
+        return tuned(before, state, config, described(args, before, int(state.iteration)))
+
+    def evaluate(state):
+        figures = stage.judge(present(state), args.seed, args.trials)
+        return {name: figures[name] for name in ("return", "success_rate") if name in figures}
+
+    result, to_90 = learn("finetune", args, run, update, state, params, chunk, note, evaluate if args.trials else None)
     state = result.state
-    after = tuned(before, state, config, described(args, before, int(state.iteration)))
+    after = present(state)
     if args.out:
         save(args.out / PLANNER, after)
     second = log.judge("after", after)
@@ -68,6 +77,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     steps = dppo.env_steps(config, state, before.config.executed)
     metrics = {
         **outcome(first, quiet, second, result, to_90),
+        "evaluations": on_the_way(args.out),
         "env_steps": steps,
     }
     record = output.summary(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rdp_jax.algos.loop import LoopConfig, Result, train
@@ -46,8 +47,9 @@ def with_first_std(planner: Planner, first_std: float | None) -> Planner:
 
 def settings(args: Any) -> dict[str, Any]:
     """What a run and its resumption must agree on."""
-    free = {"iterations": 1, "minutes": None, "trials": 0, "resume": False, "json": False}
+    free = {"iterations": 1, "minutes": None, "trials": 0, "eval_every": 0, "resume": False, "json": False}
     paths = {"out": None, "planner": None, "legs": None, "hands": None}
+    free = {name: value for name, value in free.items() if hasattr(args, name)}
     return to_dict(dataclasses.replace(args, **free, **paths))
 
 
@@ -73,6 +75,7 @@ def learn(
     env_params: Any,
     steps: int,
     note: Callable[[dict[str, Any]], str],
+    evaluate: Callable[[Any], dict[str, Any]] | None = None,
 ) -> tuple[Result, int | None]:
     """Runs `update` from `state` for `args.iterations`, or `args.minutes`, with a progress bar.
 
@@ -83,12 +86,16 @@ def learn(
       update, state, env_params: as of `rdp_jax.algos.loop.train`.
       steps: environment steps per iteration.
       note: what the bar says of an iteration's metrics.
+      evaluate: figures of a state, logged as `eval/NAME` every `args.eval_every` iterations.
 
     Returns:
       The loop's result, and the iteration that reached 90 % (`reached`).
     """
     loop = LoopConfig(
-        iterations=args.iterations, save_every_s=60.0, max_wall_s=60.0 * args.minutes if args.minutes else 0.0
+        iterations=args.iterations,
+        save_every_s=60.0,
+        max_wall_s=60.0 * args.minutes if args.minutes else 0.0,
+        eval_every=args.eval_every if evaluate else 0,
     )
     rows = read_curve(args.out)  # of a run that is resumed
     with output.Progress(f"{name} {args.task}", total=args.iterations, budget_s=loop.max_wall_s or None) as bar:
@@ -97,7 +104,7 @@ def learn(
             rows.append({"iteration": p.iteration, **p.metrics})
             bar.update(p.iteration, p.iteration * steps, note(p.metrics))
 
-        result = train(update, state, env_params, loop, run, progress=report)
+        result = train(update, state, env_params, loop, run, evaluate, progress=report)
     return result, reached(rows)
 
 
@@ -148,6 +155,16 @@ class EvaluationLog:
         path = self.args.out / "report.html"
         write(path, self.stage.env, record, self.figures, read_curve(self.args.out), self.played)
         record["metrics"]["report"] = str(path)
+
+
+def on_the_way(out: Path | None) -> dict[str, dict[str, float]]:
+    """The evaluations that a run logged: iteration -> name -> figure."""
+    found = {}
+    for row in read_curve(out):
+        figures = {name.removeprefix("eval/"): value for name, value in row.items() if name.startswith("eval/")}
+        if figures:
+            found[str(row["iteration"])] = figures
+    return found
 
 
 def outcome(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+SHARED = ("demos",)  # steps that do not depend on the seed
 DATA_SIZES = (25, 50, 100, 200, 500, 1000)
 RERUNS = {
     "hopper": {0: 1439, 20: 2253, 50: 2775, 100: 2652},
@@ -17,7 +18,7 @@ RERUNS = {
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a table depends on: the task, one seed, trials per evaluation, minutes per learning stage, spread of the wide
-    starts, and the preset."""
+    starts, the preset, and the iterations of gym's fine-tuning."""
 
     task: str
     seed: int
@@ -25,6 +26,7 @@ class Settings:
     minutes: float
     wide: float
     preset: str
+    iterations: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +34,10 @@ class Step:
     """One command.
 
     Attributes:
-      name: of its directory, below the seed's.
+      name: of its directory, below the seed's (below `shared`, if it is `SHARED`).
       words: the command; `{NAME}` stands for the directory of the step of that name.
       row: its row of the table; empty for a step that only prepares.
-      metric: what of its summary is shown.
+      metric: what of its summary's metrics is shown; dots lead into dictionaries.
       paper: the paper's figure beside it.
     """
 
@@ -189,12 +191,11 @@ def gym(s: Settings) -> list[Step]:
             str(RERUNS[s.task][0]),
         ),
     ]
-    for iterations in (20, 50, 100):
-        words = _common(s, "finetune", "--preset", "gym", "--task", s.task, "--iterations", str(iterations))
-        more = ("--trials", str(s.trials), *START)
-        paper = str(RERUNS[s.task][iterations])
-        found.append(Step(f"dppo-{iterations}", (*words, *more), f"iteration {iterations}", "return_after", paper))
-    return found
+    words = _common(s, "finetune", "--preset", "gym", "--task", s.task, "--iterations", str(s.iterations))
+    words = (*words, "--trials", str(s.trials), "--eval-every", "10", *START)
+    shown = [i for i in RERUNS[s.task] if 0 < i <= s.iterations]
+    found += [Step("dppo", words, f"iteration {i}", f"evaluations.{i}.return", str(RERUNS[s.task][i])) for i in shown]
+    return found or [Step("dppo", words)]
 
 
 def scratch(s: Settings) -> list[Step]:

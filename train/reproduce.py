@@ -21,7 +21,7 @@ from train import output
 from train.args import ReproduceArgs
 from train.demo import new_directory
 from train.names import GYM_TASKS
-from train.recipes import RECIPES, Settings, Step
+from train.recipes import RECIPES, SHARED, Settings, Step
 
 
 def steps_of(args: ReproduceArgs, seed: int) -> list[Step]:
@@ -29,32 +29,45 @@ def steps_of(args: ReproduceArgs, seed: int) -> list[Step]:
     if (args.name == "gym") != (args.task in GYM_TASKS):
         allowed = " | ".join(GYM_TASKS) if args.name == "gym" else "a task of the T1"
         raise ConfigError("task", args.task, allowed)
-    settings = Settings(args.task, seed, args.trials, args.minutes, args.wide, args.preset)
+    settings = Settings(args.task, seed, args.trials, args.minutes, args.wide, args.preset, args.iterations)
     return RECIPES[args.name](settings)
 
 
 def command(step: Step, folder: Path) -> list[str]:
     """The words of a step, its references resolved, with its own directory."""
     words = [_resolved(word, folder) for word in step.words]
-    return [*words, "--out", str(folder / step.name), "--json"]
+    return [*words, "--out", str(place(step.name, folder)), "--json"]
+
+
+def place(name: str, folder: Path) -> Path:
+    """Directory of the step of that name; `folder` is the seed's."""
+    return folder.parent / "shared" / name if name in SHARED else folder / name
 
 
 def _resolved(word: str, folder: Path) -> str:
     if not word.startswith("{"):
         return word
     name, _, rest = word[1:].partition("}")
-    return str(folder / name) + rest
+    return str(place(name, folder)) + rest
+
+
+def look_up(metrics: dict[str, Any], path: str) -> Any:
+    """`metrics["a"]["b"]` for the path `a.b`; None where there is no such thing."""
+    found: Any = metrics
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def run_step(step: Step, folder: Path) -> dict[str, Any]:
     """The summary of a step, which is run unless it is there.  Raises `RuntimeError` if it fails."""
-    done = folder / step.name / "summary.json"
+    left = place(step.name, folder)
+    done = left / "summary.json"
     if done.is_file():
         found: dict[str, Any] = json.loads(done.read_text())
         return found
     words = command(step, folder)
     # What an interruption left behind, if only the first episodes of a collection.
-    left = folder / step.name
     if words[0] != "eval" and left.is_dir() and any(left.iterdir()):
         words.append("--resume")
     print(f"--- rdp {' '.join(words)}", file=sys.stderr, flush=True)
@@ -94,16 +107,17 @@ def run_reproduce(args: ReproduceArgs) -> dict[str, Any]:
     found: dict[tuple[str, str], list[float | None]] = {}
     shares: dict[str, float] = {}
     env_steps = 0
+    seen: set[Path] = set()
     for seed, plan in plans.items():
-        seen: set[str] = set()
         for step in plan:
-            record = run_step(step, out / f"seed-{seed}")
-            if step.name not in seen:
-                seen.add(step.name)
+            folder = out / f"seed-{seed}"
+            record = run_step(step, folder)
+            if place(step.name, folder) not in seen:
+                seen.add(place(step.name, folder))
                 shares[step.name] = shares.get(step.name, 0.0) + record["wall_s"]
                 env_steps += record["env_steps"] or 0
             if step.row:
-                found.setdefault((step.row, step.metric), []).append(record["metrics"].get(step.metric))
+                found.setdefault((step.row, step.metric), []).append(look_up(record["metrics"], step.metric))
                 rows[step.row] = {"paper": step.paper}
     for (row, metric), values in found.items():
         rows[row] |= cell(values, args.trials, metric)

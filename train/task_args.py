@@ -205,6 +205,7 @@ class FinetuneArgs(Resumable, TaskFlags):
     iterations: int = ranged(40, 1, 10**7, "iterations")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     trials: int = ranged(256, 0, 10**7, "episodes of the evaluations before and after; 0 for none")
+    eval_every: int = ranged(0, 0, 10**7, "iterations between evaluations on the way (not with residual); 0 for none")
     first_std: float | None = optional(
         0.0, 10.0, "std of the first sample from the start of fine-tuning on; left out: the planner's own"
     )

@@ -219,7 +219,8 @@ class Controller:
         stance = measured.feet[1 - state.gait.swing, :2] - measured.base[:2]
         speed = (state.stance_from_base - stance) / CONTROL_DT
         # A foot that has just become the stance foot has no history; the low-pass bridges that tick.
-        speed = jnp.where(state.gait.tick == 0, state.base_speed, speed)
+        exchanged = state.gait.walking & (state.gait.tick == 0)
+        speed = jnp.where(exchanged, state.base_speed, speed)
         speed = state.base_speed + 0.5 * (jnp.clip(speed, -2.0, 2.0) - state.base_speed)
         drift = speed - state.references.base_velocity
         new = gait.advance(
@@ -232,6 +233,7 @@ class Controller:
             self.ground,
             self.scene.platforms,
             CONTROL_DT,
+            measured.base[:2] - state.references.base[:2],
         )
         stance = measured.feet[1 - new.swing, :2] - measured.base[:2]
         state = state.replace(gait=new, stance_from_base=stance, base_speed=speed)

@@ -123,7 +123,7 @@ def training_params(partner: Any = None, weights: Mapping[str, Array] | None = N
         latency=jnp.float32(0.5),
         placement_noise=jnp.float32(0.04),
         duration=jnp.array([22.0, 28.0]),
-        ledge=jnp.array([0.5, 0.6]),
+        ledge=jnp.array([0.5, 0.75]),
         carry=jnp.float32(0.4),
         box_mass=jnp.array([0.3, 1.5]),
         stagger=jnp.float32(0.5),
@@ -133,6 +133,13 @@ def training_params(partner: Any = None, weights: Mapping[str, Array] | None = N
 
 def _arrays(ranges: Ranges) -> Ranges:
     return jax.tree.map(jnp.float32, ranges)
+
+
+def climb_velocity(velocity: Array) -> Array:
+    """`velocity (3,)` of a walk, turned into one that goes forward and hardly turns; standing stays standing."""
+    moves = jnp.any(jnp.abs(velocity) > 1e-3)
+    forward = jnp.stack([0.12 + 0.7 * jnp.abs(velocity[0]), 0.3 * velocity[1], 0.2 * velocity[2]])
+    return jnp.where(moves, forward, velocity)
 
 
 class World(Protocol):
@@ -162,6 +169,7 @@ class ControlTask:
       model: physics parameters of this episode; payload `(2,)` [kg].
       last_ctrl: `(nu,)` servo targets of the last tick; delayed: `()` bool, actions arrive one tick late.
       carrying: `()` bool, the hands hold the box (scenes with one).
+      climbing: `()` bool, the episode began at a ledge (scenes with platforms) and walks towards it.
       step: `()` int32 ticks since the episode began.
       arm_qd: `(14,)` and hand_velocity: `(2, 3)` of the tick before, for accelerations.
       mark: `(4,)` base pose when the present step (or standing window) began; mark_age `()` ticks since.
@@ -176,6 +184,7 @@ class ControlTask:
     last_ctrl: Array
     delayed: Array
     carrying: Array
+    climbing: Array
     step: Array
     arm_qd: Array
     hand_velocity: Array
@@ -279,10 +288,10 @@ class ControlEnv:
 
     # --- reset -------------------------------------------------------------------------------------------------------
 
-    def _place(self, key: Array, params: ControlParams) -> Array:
-        """`(x, y, yaw)` of the trunk at the start, world."""
-        if not self.scene.platforms:
-            return jnp.zeros(3)
+    def _place(self, key: Array, params: ControlParams) -> tuple[Array, Array]:
+        """`(x, y, yaw)` of the trunk at the start, world, and whether that is at a ledge."""
+        if not self.scene.platforms or self.world is not None:
+            return jnp.zeros(3), jnp.array(False)
         ko, kl, kx, ky, kh, kt = jax.random.split(key, 6)
         lanes = jnp.array([[p.x - p.half_x, 2.0 * p.half_x, p.y] for p in self.scene.platforms])
         edge, depth, y = lanes[jax.random.randint(kl, (), 0, lanes.shape[0])]
@@ -292,13 +301,13 @@ class ControlEnv:
         y = y + jax.random.uniform(ky, minval=-0.5, maxval=0.5)
         yaw = jax.random.uniform(kh, minval=-0.3, maxval=0.3)
         at_ledge = jax.random.uniform(ko) < params.ledge[0]
-        return jnp.where(at_ledge, jnp.stack([x, y, yaw]), OPEN_GROUND)
+        return jnp.where(at_ledge, jnp.stack([x, y, yaw]), OPEN_GROUND), at_ledge
 
     def reset(self, key: Array, params: ControlParams) -> State:
         """Standing, with a little noise, arms in a random reachable posture."""
         key, kq, kp, km, ks, kc, kl, kd, ka, kb = jax.random.split(key, 10)
         robot = self.controller.robot
-        place = self._place(kp, params)
+        place, climbing = self._place(kp, params)
         k1, k2, k3 = jax.random.split(kq, 3)
         qpos = jnp.asarray(robot.stand_qpos, jnp.float32)
         offset = gait.turn(place[2], qpos[:2])
@@ -333,7 +342,7 @@ class ControlEnv:
             model = self.world.vary(jax.random.fold_in(km, 2), model, params.world)
         physics = self.physics.init(qpos, qvel, model)
         measured = self.controller.measure(physics)
-        commands, command = self._commanded(carrying, lambda process: process.start(kc, arms))
+        commands, command = self._commanded(carrying, climbing, lambda process: process.start(kc, arms))
         duration = jnp.round(jax.random.uniform(kl, minval=params.duration[0], maxval=params.duration[1]))
         state = self.controller.start(measured, command, duration)
         nominal = jnp.asarray(self.targets.payload_mass, jnp.float32)
@@ -348,6 +357,7 @@ class ControlEnv:
             last_ctrl=self.controller.targets(state, jnp.zeros(LEGS), jnp.zeros(ARMS), command.gripper),
             delayed=delayed,
             carrying=carrying,
+            climbing=climbing,
             step=age.astype(jnp.int32),
             arm_qd=measured.arm_qd,
             hand_velocity=jnp.zeros((2, 3)),
@@ -368,11 +378,15 @@ class ControlEnv:
         return self._score(outcome, task, measured, jnp.array(False), params)[1]
 
     def _commanded(
-        self, carrying: Array, draw: Callable[[CommandProcess], CommandState]
+        self, carrying: Array, climbing: Array, draw: Callable[[CommandProcess], CommandState]
     ) -> tuple[CommandState, Command]:
         """Command sequence and present command of the process that rules this episode."""
         state = draw(self.process)
         command = self.process.command(state)
+        if self.scene.platforms and self.world is None:
+            # Random walks rarely meet a ledge, so these are made to: the same commands, turned forward.
+            velocity = jnp.where(climbing, climb_velocity(command.velocity), command.velocity)
+            command = command.replace(velocity=velocity)
         if self.carry is None:
             return state, command
         other = draw(self.carry)
@@ -433,7 +447,9 @@ class ControlEnv:
         reward, metrics = self._score(outcome, task, measured, fell, params)
 
         placement = params.placement_noise * jax.random.uniform(kplace, (2,), minval=-1.0)
-        commands, command = self._commanded(task.carrying, lambda process: process.advance(task.commands, kcommand))
+        commands, command = self._commanded(
+            task.carrying, task.climbing, lambda process: process.advance(task.commands, kcommand)
+        )
         new_controller = controller.tick(task.controller, command, measured, placement)
         begins = (new_controller.gait.tick == 0) & (new_controller.gait.walking | task.controller.gait.walking)
         restart = begins | (~new_controller.gait.walking & (task.mark_age + 1 >= STAND_WINDOW))

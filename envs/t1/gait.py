@@ -40,11 +40,13 @@ class GaitConfig:
         [m/s] only, and the shift is at most `capture_max` [m].
       hurry: base velocity error [m/s] beyond which the clock of the step runs twice as fast: a robot that falls sideways has
         no half second left.
-      stumble: base velocity error [m/s] at which a standing robot starts to step.
-      climb_slowdown: how much longer a step takes that changes level, or that starts with the feet on two levels: such a
-        step is slow enough to stand on one foot all along (`climb_pull` in place of `sway`).
-      climb_lift, climb_land: shares of such a step at which the foot lifts off and lands; before, the weight moves over the
-        stance foot, afterwards back to the middle.
+      support: how far ahead and aside [m] a standing robot's capture point may be off before it starts to step; it goes on
+        until a step has squared the feet with the capture point within `calm` times that.
+      fall_time: seconds after which a body falling over its feet has doubled its offset and more, sqrt(height / g): the
+        capture point is the base's offset plus this times its velocity.
+      climb_slowdown: how much longer a step takes that changes level, or that starts with the feet on two levels.  It stays a
+        dynamic step: standing on one foot for a second is a balancing act that a policy which walks does not know.
+      climb_lift, climb_land: shares of such a step at which the foot lifts off and lands.
       climb_ahead: how far the second foot lands beyond the first one on the new level [m].
       ledge_ahead, ledge_behind: how far a sole's centre stays before and beyond a ledge [m] (toe and heel clearance).
     """
@@ -61,11 +63,12 @@ class GaitConfig:
     capture_deadband: float = 0.2
     capture_max: float = 0.25
     hurry: float = 0.32
-    stumble: float = 0.25
-    climb_slowdown: float = 4.0
-    climb_pull: float = 0.9
-    climb_lift: float = 0.3
-    climb_land: float = 0.75
+    support: tuple[float, float] = (0.07, 0.11)
+    calm: float = 0.8
+    fall_time: float = 0.24
+    climb_slowdown: float = 1.8
+    climb_lift: float = 0.2
+    climb_land: float = 0.95
     climb_ahead: float = 0.05
     ledge_ahead: float = 0.125
     ledge_behind: float = 0.105
@@ -117,12 +120,6 @@ def quintic(s: Array) -> Array:
     """Minimum-jerk blend of `s` in 0..1 (clipped)."""
     s = jnp.clip(s, 0.0, 1.0)
     return s * s * s * (10.0 + s * (6.0 * s - 15.0))
-
-
-def quintic_rate(s: Array) -> Array:
-    """Derivative of `quintic`."""
-    s = jnp.clip(s, 0.0, 1.0)
-    return 30.0 * jnp.square(s * (1.0 - s))
 
 
 def turn(yaw: Array, xy: Array) -> Array:
@@ -213,6 +210,7 @@ def advance(
     ground: Ground,
     platforms=(),
     dt: float = 0.02,
+    offset: Array | None = None,
 ) -> GaitState:
     """One tick.
 
@@ -226,20 +224,23 @@ def advance(
       ground: height of the ground at world `(x, y)`.
       platforms: boxes whose ledges no foot may straddle.
       dt: seconds per tick.
+      offset: `(2,)` base position minus its reference, world [m]; zero if left out.
 
     Returns:
       The next state; a new step begins at `tick == 0`.
     """
     moving = jnp.any(jnp.abs(command) > 1e-3)
-    stumbling = ~state.walking & (jnp.linalg.norm(velocity) > config.stumble)
+    heading = state.anchor[:, 3].mean()
+    capture = velocity * config.fall_time + (0.0 if offset is None else offset)
+    off = jnp.linalg.norm(turn(-heading, capture) / jnp.asarray(config.support))
+    stumbling = ~state.walking & (off > 1.0)
     tick = state.tick + state.pace
     finished = state.walking & (tick >= state.length)
-    halt = finished & ~moving & state.squaring
+    halt = finished & ~moving & state.squaring & (off < config.calm)
     begins = (finished & ~halt) | (~state.walking & (moving | stumbling))
 
     # The first foot goes where the robot goes: sideways first, else with the turn.
-    heading = state.anchor[:, 3].mean()
-    fall = turn(-heading, velocity)[1]
+    fall = turn(-heading, capture)[1]
     lateral = jnp.where(stumbling & ~moving, fall, command[1] + 0.1 * command[2])
     swing = jnp.where(finished, 1 - state.swing, (lateral < 0.0).astype(jnp.int32))
 
@@ -251,7 +252,7 @@ def advance(
         anchor=jnp.where(begins | halt, flat, state.anchor),
         shift=jnp.where(begins | halt, 0.0, state.shift),
         latched=jnp.where(begins, command, jnp.where(halt, 0.0, state.latched)),
-        squaring=jnp.where(begins, ~moving, state.squaring),
+        squaring=jnp.where(begins, ~moving & (finished | ~stumbling), state.squaring),
     )
     new = new.replace(plan=jnp.where(begins, _place(new, command, noise, config, ground, platforms, dt), new.plan))
 
@@ -272,16 +273,6 @@ def advance(
     hurried = new.walking & (speed > config.hurry) & (new.length == new.duration)
     pace = 1 + hurried.astype(jnp.int32)
     return new.replace(shift=jnp.where(early, shift, new.shift), pace=pace)
-
-
-def _pull(config: GaitConfig, climbing: Array, phase: Array) -> tuple[Array, Array]:
-    """Share of the way from the mid-point to the stance foot that the base has moved at `phase`, and its derivative."""
-    settle = 1.0 - config.climb_land
-    gone, back = phase / config.climb_lift, (phase - config.climb_land) / settle
-    slow = config.climb_pull * (quintic(gone) - quintic(back))
-    slow_rate = config.climb_pull * (quintic_rate(gone) / config.climb_lift - quintic_rate(back) / settle)
-    walk, walk_rate = config.sway * jnp.sin(jnp.pi * phase), config.sway * jnp.pi * jnp.cos(jnp.pi * phase)
-    return jnp.where(climbing, slow, walk), jnp.where(climbing, slow_rate, walk_rate)
 
 
 def references(
@@ -320,7 +311,8 @@ def references(
     middle0 = 0.5 * (lift[:2] + stance[:2])
     middle1 = 0.5 * (target[:2] + stance[:2])
     middle = middle0 + phase * (middle1 - middle0)
-    pull, pull_rate = _pull(config, climbing, phase)
+    # Share of the way from the mid-point to the stance foot, and its derivative.
+    pull, pull_rate = config.sway * jnp.sin(jnp.pi * phase), config.sway * jnp.pi * jnp.cos(jnp.pi * phase)
     yaw0 = lift[3] + 0.5 * wrap_angle(stance[3] - lift[3])
     yaw1 = target[3] + 0.5 * wrap_angle(stance[3] - target[3])
     yaw = yaw0 + phase * wrap_angle(yaw1 - yaw0)

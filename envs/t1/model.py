@@ -52,7 +52,7 @@ class Scene:
     """A named world for the robot.
 
     Attributes:
-      name: `flat`; `platforms`, three of 5, 10 and 15 cm; `step`, one of 10 cm.
+      name: `flat`; `platforms`, three of 5, 10 and 12 cm; `step`, one of 10 cm.
       platforms: boxes standing on the ground plane.
       box: edge of a cube of one kilogram to carry [m]; None for none.
     """
@@ -67,7 +67,7 @@ SCENES = {
     # Three lanes, so that one batch sees several heights; deep enough for several steps on top, too wide to walk off sideways.
     "platforms": Scene(
         "platforms",
-        tuple(Platform(1.0, y, 1.0, 3.0, h) for y, h in ((-8.0, 0.05), (0.0, 0.10), (8.0, 0.15))),
+        tuple(Platform(1.0, y, 1.0, 3.0, h) for y, h in ((-8.0, 0.05), (0.0, 0.10), (8.0, 0.12))),
     ),
     "step": Scene("step", (Platform(2.0, 0.0, 2.0, 3.0, 0.10),)),
     "carry": Scene("carry", box=0.25),

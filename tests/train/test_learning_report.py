@@ -7,7 +7,7 @@ import pytest
 
 from rdp_jax.runs import RunError
 from train import cli, demo, play
-from train.learning import reached
+from train.learning import on_the_way, reached
 from train.learning_report import a_pair, read_curve, write
 from train.rollouts import MEANS, Played, report
 from train.task_args import DemoArgs
@@ -133,3 +133,10 @@ def test_frames_in_between_stay_rotations(stage):
     np.testing.assert_allclose(found[:, 0], np.arange(8) / 4, atol=1e-9)
     np.testing.assert_allclose(np.linalg.norm(found[:, 3:7], axis=1), 1.0)
     assert np.abs(np.diff(found[:, 6])).max() < 0.3
+
+
+def test_evaluations_on_the_way_are_found_in_the_log(tmp_path):
+    assert on_the_way(None) == {} and on_the_way(tmp_path) == {}
+    rows = [{"iteration": 1, "loss": 0.5}, {"iteration": 2, "loss": 0.4, "eval/return": 3.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert on_the_way(tmp_path) == {"2": {"return": 3.0}}

@@ -19,17 +19,19 @@ def plan(name, **more):
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_step_parses(name, tmp_path, monkeypatch):
     _, steps = plan(name)
+    folder = tmp_path / "seed-0"
     # Files that earlier steps write.
     for step in steps:
+        left = reproduce.place(step.name, folder)
+        left.mkdir(parents=True, exist_ok=True)
         for file in ("planner", "legs", "hands"):
-            (tmp_path / step.name).mkdir(exist_ok=True)
-            (tmp_path / step.name / f"{file}.safetensors").touch()
+            (left / f"{file}.safetensors").touch()
     names = set()
     for step in steps:
-        words = reproduce.command(step, tmp_path)
+        words = reproduce.command(step, folder)
         found, rest = cli._find(words)
         args = cli.parse(found, cli._load(found.args), rest)
-        assert args.out == tmp_path / step.name and args.json
+        assert args.out == reproduce.place(step.name, folder) and args.json
         # What a step refers to has run before it.
         for word in step.words:
             assert not word.startswith("{") or word[1:].partition("}")[0] in names
@@ -41,6 +43,26 @@ def test_gym_is_about_gym_tasks(capsys):
     for words in (["gym", "--task", "pickup"], ["success", "--task", GYM_TASKS[0]]):
         assert cli.main(["reproduce", *words, "--list"]) == 2
         assert "--task" in capsys.readouterr().err
+
+
+def test_the_gym_table_is_one_run_a_seed_judged_on_the_way():
+    _, steps = plan("gym", iterations=50)
+    learning = {step.words for step in steps if step.name == "dppo"}
+    assert len(learning) == 1 and "--eval-every" in next(iter(learning))
+    rows = {step.row: step for step in steps if step.name == "dppo"}
+    assert set(rows) == {"iteration 20", "iteration 50"}  # 100 is beyond the run
+    summary = {"evaluations": {"20": {"return": 2000.0}}}
+    assert reproduce.look_up(summary, rows["iteration 20"].metric) == 2000.0
+    assert reproduce.look_up(summary, rows["iteration 50"].metric) is None
+
+
+def test_data_are_collected_once_for_all_seeds():
+    _, steps = plan("data")
+    demos = next(step for step in steps if step.name == "demos")
+    out = [reproduce.command(demos, Path("out") / f"seed-{seed}") for seed in (0, 1)]
+    assert out[0] == out[1] and str(Path("out") / "shared" / "demos") in out[0]
+    learns = next(step for step in steps if "{demos}" in step.words)
+    assert str(Path("out") / "shared" / "demos") in reproduce.command(learns, Path("out") / "seed-1")
 
 
 def test_rates_are_pooled_and_other_figures_averaged():
