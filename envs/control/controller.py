@@ -207,7 +207,7 @@ class Controller:
             arm_ref_rate=jnp.zeros(ARMS),
             leg_action=jnp.zeros(LEGS),
             arm_action=jnp.zeros(ARMS),
-            stance_from_base=measured.feet[0, :2] - measured.base[:2],
+            stance_from_base=measured.feet[1 - state.swing, :2] - measured.base[:2],
             base_speed=zero,
         )
         return self._refer(controller, command, fresh=True)

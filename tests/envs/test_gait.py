@@ -143,7 +143,7 @@ def test_a_shove_makes_a_standing_robot_step_in_its_direction():
 
 
 def test_balance_reaction_can_be_switched_off():
-    config = GaitConfig(capture_gain=0.0, stumble=1e9)
+    config = GaitConfig(capture_gain=0.0, support=(1e9, 1e9))
     drift = jnp.full((60, 2), 0.8)
     states, _ = perfect_walk(jnp.zeros((60, 3)), drift, config, flat, (), jnp.int32(25), square_feet())
     assert not bool(states.walking.any()) and float(jnp.abs(states.shift).max()) == 0.0
