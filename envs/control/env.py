@@ -123,7 +123,7 @@ def training_params(partner: Any = None, weights: Mapping[str, Array] | None = N
         latency=jnp.float32(0.5),
         placement_noise=jnp.float32(0.04),
         duration=jnp.array([22.0, 28.0]),
-        ledge=jnp.array([0.5, 0.75]),
+        ledge=jnp.array([0.7, 0.75]),
         carry=jnp.float32(0.4),
         box_mass=jnp.array([0.3, 1.5]),
         stagger=jnp.float32(0.5),
