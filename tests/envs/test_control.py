@@ -111,6 +111,29 @@ def test_legs_see_the_same_in_the_mirror(controller):
     assert float(jnp.abs(seen[0]).max()) > 0.1
 
 
+def test_a_standing_robot_notices_that_it_is_shoved(controller):
+    """Odometry runs while standing too, from the stance foot on: nothing at rest, and a step once the base drifts away."""
+    measured, command, _ = random_scene(controller, 0)
+    feet = jnp.array([[0.0, 0.105, 0.0, 0.0], [0.0, -0.105, 0.0, 0.0]])
+    measured = measured.replace(feet=feet, base=jnp.array([-0.052, 0.0, 0.65, 0.0]))
+    command = command.replace(velocity=jnp.zeros(3))
+
+    @jax.jit
+    def wait(speed):
+        def tick(state, t):
+            moved = measured.replace(base=measured.base.at[0].add(speed * 0.02 * (t + 1)))
+            state = controller.tick(state, command, moved)
+            return state, (state.base_speed, state.gait.walking)
+
+        return jax.lax.scan(tick, controller.start(measured, command, jnp.int32(25)), jnp.arange(12.0))[1]
+
+    speed, walking = wait(0.0)
+    assert not bool(walking.any()) and float(jnp.abs(speed).max()) < 1e-5
+    speed, walking = wait(0.4)
+    np.testing.assert_allclose(speed[3], [0.4, 0.0], atol=0.03)
+    assert not bool(walking[0]) and bool(walking[-1])
+
+
 def test_leg_action_is_mirrored_back():
     action = jnp.arange(12.0)
     np.testing.assert_array_equal(observe.leg_action(action, jnp.int32(0)), action)
