@@ -128,7 +128,7 @@ def run_train(args: TrainArgs) -> dict[str, Any]:
 
 
 def start_from(state: ppo.LearnerState, weights: Weights, path: Path) -> ppo.LearnerState:
-    """`state` with the policy and the observation statistics of `weights`; the critic starts afresh.
+    """`state` with the policy and the observation statistics of `weights`; critic and exploration start afresh.
 
     Raises `ConfigError` if the weights belong to a network or an observation of another size.
     """
@@ -141,7 +141,7 @@ def start_from(state: ppo.LearnerState, weights: Weights, path: Path) -> ppo.Lea
     if shapes(old) != shapes(new):
         raise ConfigError("init", str(path), f"a policy with arrays {shapes(old)}; this one has {shapes(new)}")
     actor = jax.tree.unflatten(jax.tree.structure(old[0]), jax.tree.leaves(new[0]))
-    params = {**state.params, "actor": actor}
+    params = {**state.params, "actor": {**actor, "log_std": state.params["actor"]["log_std"]}}
     return state.replace(params=params, normalizer={**state.normalizer, "actor": new[1]})
 
 

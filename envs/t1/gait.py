@@ -46,7 +46,7 @@ class GaitConfig:
         capture point is the base's offset plus this times its velocity.
       climb_slowdown: how much longer a step takes that changes level, or that starts with the feet on two levels.  It stays a
         dynamic step: standing on one foot for a second is a balancing act that a policy which walks does not know.
-      climb_lift, climb_land: shares of such a step at which the foot lifts off and lands.
+      climb_lift, climb_land: shares of such a step at which the foot lifts off and lands; climb_height: its apex [m].
       climb_ahead: how far the second foot lands beyond the first one on the new level [m].
       ledge_ahead, ledge_behind: how far a sole's centre stays before and beyond a ledge [m] (toe and heel clearance).
     """
@@ -66,7 +66,8 @@ class GaitConfig:
     support: tuple[float, float] = (0.07, 0.11)
     calm: float = 0.8
     fall_time: float = 0.24
-    climb_slowdown: float = 1.8
+    climb_slowdown: float = 1.7
+    climb_height: float = 0.09
     climb_lift: float = 0.2
     climb_land: float = 0.95
     climb_ahead: float = 0.05
@@ -296,10 +297,11 @@ def references(
     along = quintic((swing_phase - 0.25 * up) / (1.0 - 0.25 * (up + down)))
     vertical = quintic((swing_phase - 0.4 * down) / (1.0 - 0.4 * (up + down)))
     bump = 64.0 * (swing_phase * (1.0 - swing_phase)) ** 3
+    apex = jnp.where(climbing, config.climb_height, config.swing_height)
     foot = jnp.concatenate(
         [
             lift[:2] + along * (target[:2] - lift[:2]),
-            (lift[2] + vertical * rise + config.swing_height * bump)[None],
+            (lift[2] + vertical * rise + apex * bump)[None],
             (lift[3] + along * wrap_angle(target[3] - lift[3]))[None],
         ]
     )
@@ -318,7 +320,8 @@ def references(
     yaw = yaw0 + phase * wrap_angle(yaw1 - yaw0)
     xy = middle + pull * (stance[:2] - middle) - turn(yaw, jnp.array([FOOT_AHEAD, 0.0]))
     low0, low1 = jnp.minimum(lift[2], stance[2]), jnp.minimum(target[2], stance[2])
-    z = BASE_HEIGHT + low0 + quintic(swing_phase) * (low1 - low0)
+    # Over the whole step: within the swing alone, one bent leg would have to push harder than its knee can.
+    z = BASE_HEIGHT + low0 + quintic(phase) * (low1 - low0)
     rate = jnp.where(walking, state.pace / (duration * dt), 0.0)
     velocity = rate * ((1.0 - pull) * (middle1 - middle0) + pull_rate * (stance[:2] - middle))
 
