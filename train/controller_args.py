@@ -23,7 +23,7 @@ class TrainArgs(Resumable):
     part: str = chosen("legs", ("legs", "hands"), "what to train: footsteps or hand poses")
     iterations: int = ranged(2000, 1, 10**9, "PPO iterations")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock even if iterations are left", "min")
-    scene: str = chosen("platforms", SCENES, "ground; platforms is flat ground with three platforms to step on")
+    scene: str = chosen("flat", SCENES, "ground; platforms is flat ground with three platforms to step on")
     physics_dt: float = ranged(0.01, 0.002, 0.01, "physics step; a divisor of the 0.02 s control step", "s")
     init: Path | None = input_file("weights of this part (.safetensors) to start from; left out: from scratch")
     # Hands cannot do without legs, while arms follow their references well enough for the legs to learn under them.
