@@ -22,6 +22,7 @@ from envs.control.env import (
     randomized_params,
     training_params,
 )
+from envs.t1.model import SCENES
 from envs.wrappers import AutoReset
 from rdp_jax import parallel
 from rdp_jax.algos import ppo
@@ -40,18 +41,32 @@ CLIMB = CommandRanges(vx=(0.2, 0.4), vy=(0.0, 0.0), yaw=(0.0, 0.0), stand=0.0, h
 OTHER = {"legs": "hands", "hands": "legs"}
 
 
-def shipped(part: str) -> Path:
-    """Weight file of `part` (`legs`, `hands`) that comes with the package."""
-    return Path(str(resources.files("envs.control") / "assets" / f"{part}.safetensors"))
+def shipped(part: str, climbs: bool = False) -> Path:
+    """Weight file of `part` (`legs`, `hands`) that comes with the package; there are other legs where there is a ledge."""
+    name = "legs_climb" if climbs and part == "legs" else part
+    return Path(str(resources.files("envs.control") / "assets" / f"{name}.safetensors"))
 
 
-def load_part(part: str, path: Path | None = None) -> Weights:
-    """`{"actor", "normalizer"}` of a policy: the file's, or the shipped ones.  Raises `CheckpointError`, `ConfigError`."""
-    weights, metadata = load_weights(path or shipped(part))
+def load_part(part: str, path: Path | None = None, climbs: bool = False) -> Weights:
+    """`{"actor", "normalizer"}` of a policy: the file's, or the shipped ones.
+
+    Args:
+      part: `legs` or `hands`.
+      path: weight file; left out: the shipped one.
+      climbs: whether the scene has platforms (chooses among the shipped ones).
+
+    Raises `CheckpointError`, `ConfigError`.
+    """
+    weights, metadata = load_weights(path or shipped(part, climbs))
     found = metadata.get("part")
     if found != part:
         raise ConfigError(part, str(path), f"weights of part {part!r}; this file holds {found!r}")
     return {"actor": weights["actor"], "normalizer": Normalizer(**weights["normalizer"])}
+
+
+def climbs(scene: str) -> bool:
+    """Whether the scene of that name has platforms."""
+    return bool(SCENES[scene].platforms)
 
 
 def act(weights: Weights, obs: Mapping[str, jax.Array]) -> jax.Array:
@@ -67,7 +82,7 @@ def _partner(args: TrainArgs) -> Weights | None:
     other = OTHER[args.part]
     if args.partner is not None:
         return load_part(other, args.partner)
-    return load_part(other) if args.part == "hands" else None
+    return load_part(other, climbs=climbs(args.scene)) if args.part == "hands" else None
 
 
 def run_train(args: TrainArgs) -> dict[str, Any]:
@@ -244,7 +259,7 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
         )
     )
     params = randomized_params() if args.randomize else nominal_params()
-    legs, hands = load_part("legs", args.legs), load_part("hands", args.hands)
+    legs, hands = load_part("legs", args.legs, climbs(args.scene)), load_part("hands", args.hands)
     block = next(b for b in (50, 25, 10, 5, 2, 1) if ticks % b == 0)
     at_once = min(args.num_envs or 256, args.episodes)
     # Evaluation draws come from a stream of their own: no training run folds this constant into its seed.

@@ -84,7 +84,9 @@ class HumanoidStage:
 
     def _params(self, args: TaskFlags) -> PlannerParams:
         """Shipped or given controller, starts of the given range."""
-        params = self.env.default_params({part: load_part(part, getattr(args, part)) for part in ("legs", "hands")})
+        climbs = bool(self.env.control.scene.platforms)
+        controller = {part: load_part(part, getattr(args, part), climbs) for part in ("legs", "hands")}
+        params = self.env.default_params(controller)
         start = params.control.world.replace(scale=jnp.float32(args.start_range))
         return params.replace(control=params.control.replace(world=start))
 
