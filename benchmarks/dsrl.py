@@ -1,7 +1,7 @@
 """Scenario `dsrl`: what DSRL learns in one iteration, beside the same in eager PyTorch.
 
-The base is DPPO's hopper planner (chunks of 4 x 3, 11 observations, a residual MLP of three layers of 512) with fresh weights; the
-replay buffer holds random numbers.  Neither changes how long an iteration takes.
+The base is DPPO's hopper planner (chunks of 4 x 3, 11 observations, a residual MLP of three layers of 512) with fresh weights;
+the replay buffer holds random numbers.  Neither changes how long an iteration takes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Scenario `refine`: seconds per iteration of joint learning (`rdp refine`), either phase, and where they go.
 
-Whole iterations are timed as `rdp refine` runs them, with fewer environments and chunks, on one device; the controller's rehearsals,
-which are PPO on another environment (scenario `controller`), are left out.  The parts are those of `benchmarks.parts` and the updates: all that
-follows a rollout.
+Whole iterations are timed as `rdp refine` runs them, with fewer environments and chunks, on one device.  The controller's
+rehearsals, which are PPO on another environment (scenario `controller`), are left out.  The parts are those of
+`benchmarks.parts`, and the updates: all that follows a rollout.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m benchmarks.sanity --task pickup --episodes 1000
 
-Plays whole episodes of random planner actions and reports the extremes: kinetic energy, penetration, speed of objects, seen after
-every tick of the controller (50 Hz), and how many episodes diverged.  Exit status 1 if a bound of `BOUNDS` is broken or the backends
-disagree.
+Plays whole episodes of random planner actions and reports the extremes: kinetic energy, penetration, speed of objects, seen
+after every tick of the controller (50 Hz), and how many episodes diverged.  Exit status 1 if a bound of `BOUNDS` is broken or
+the backends disagree.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ class Case:
       unit: what a unit is.
       details: what else the record of the case should hold, asked for after the timing.
       missing: why the case cannot be measured on this machine; it is then reported, not built.
-      part_of: cases of whose work this one's is a part, call by call: the result tells its share of their time, and the sum of the
-        shares of all parts, which is one only if nothing was forgotten and nothing overlaps.
+      part_of: cases of whose work this one's is a part, call by call: the result tells its share of their time, and the sum of
+        the shares of all parts, which is one only if nothing was forgotten and nothing overlaps.
     """
 
     name: str
@@ -160,7 +160,7 @@ SCENARIOS: dict[str, Scenario] = {
         repeats=3,
     ),
     "refine": Scenario(
-        summary="Seconds per iteration of joint learning on pickup, either phase; shares of physics, controller, denoising, updates",
+        summary="Joint learning, an iteration of either phase; shares of physics, controller, denoising, updates",
         setup="benchmarks.refine:setup",
         settings={
             "task": "pickup",

@@ -1,7 +1,7 @@
 """Scenario `tasks`: planner steps (0.1 s) per second of every T1 task of the catalogue, and where the time goes.
 
-A call is a rollout of the task's planner, fresh starts for what ends included, as `rdp finetune` makes it.  The parts are measured
-beside it in the same run (see `benchmarks.parts`), and the result holds their shares and the sum of those.
+A call is a rollout of the task's planner on one device, fresh starts for what ends included, as `rdp finetune` makes it.  The
+parts are measured beside it in the same run (see `benchmarks.parts`); the result holds their shares and the sum of those.
 """
 
 from __future__ import annotations

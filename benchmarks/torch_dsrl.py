@@ -109,8 +109,8 @@ class Learner:
 
     Args:
       config: settings; `entropy_backup`, `reduce` and `noise` as their defaults are.
-      policy, state: what is steered, and the learner whose weights, rows and (identical) bounds it starts from.  Rows must be stored
-        as the critics see them: this peer is spared their normalisation.
+      policy, state: what is steered, and the learner whose weights and rows it starts from.  Rows must be stored as the critics
+        see them: this peer is spared their normalisation.
     """
 
     def __init__(self, config: DSRLConfig, policy: PlannerBase, state: LearnerState):
@@ -188,7 +188,7 @@ class Learner:
         }
 
     def distill(self, batch: Any, noise: torch.Tensor | None = None) -> float:
-        """One step of `Q^W` towards `Q^A`: on the noise that was executed, or on standard normal `noise (B, n)`, denoised first."""
+        """One step of `Q^W` towards `Q^A`, on the noise that was executed or on standard normal `noise (B, n)`, denoised."""
         u, chunk = batch.u, batch.chunk
         if noise is not None:
             u = noise / self.config.noise_bound

@@ -129,8 +129,8 @@ def transition(ticks: Ticks, done: Array, part: str) -> tuple[Transition, Array]
 
     live = in_time(ticks.live)
     count = ticks.live.shape[2]
-    # What follows in time may have happened to nobody: the rest of an action that ended the episode, or a whole one that broke down
-    # at once.  No advantage may reach back across either.
+    # What follows in time may have happened to nobody: the rest of an action that ended the episode, or a whole one that broke
+    # down at once.  No advantage may reach back across either.
     followed = jnp.concatenate([live[1:], jnp.ones_like(live[:1])])
     over = in_time(done[:, :, None] & (jnp.arange(count) == count - 1))
     end = live & (~followed | over)
@@ -240,8 +240,8 @@ class Update:
         """Rollout in which the controller explores, the planner too if it is to learn.
 
         Returns:
-          The planner's learner with its environments moved on, transitions `(T, B, ...)` with extras (chains, ticks of the recorded
-          environments), metrics, and the key for shuffling.
+          The planner's learner with its environments moved on, transitions `(T, B, ...)` with extras (chains, ticks of the
+          recorded environments), metrics, and the key for shuffling.
         """
         planner = state.planner
         # Phases count together: the planner's own count stands still while only the controller learns.
