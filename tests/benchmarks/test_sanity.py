@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks import sanity
 from envs.physics.guard import flatten_params
-from envs.t1.model import mass_of
 from envs.tasks.box import EDGE, TABLE_HEIGHT
 from envs.tasks.command import ACTION_DIM, HAND_HIGH, HAND_LOW, VELOCITY_HIGH, VELOCITY_LOW, decode, encode
 from train.task_args import TaskFlags
@@ -44,8 +43,10 @@ def watched():
 
 def test_extremes_are_what_mechanics_says(watched):
     physics, env, row = watched
-    boxed = float(physics.model.body_mass[env.task.body])
-    robot = mass_of(physics.model) - boxed
+    model = physics.model
+    trunk = model.jnt_bodyid[model.joint("root").id]
+    robot = float(model.body_mass[model.body_rootid == model.body_rootid[trunk]].sum())
+    boxed = float(model.body_mass[env.task.body])
     depth = 0.02
     rows = [
         row(),
@@ -55,13 +56,8 @@ def test_extremes_are_what_mechanics_says(watched):
         row(z=TABLE_HEIGHT + 0.5 * EDGE - depth),
     ]
     energy, sunk, speed = physics.look(np.stack(rows)).T
-    table = robot - sum(
-        float(physics.model.body_mass[i])
-        for i in range(physics.model.nbody)
-        if physics.model.body_rootid[i] == physics.model.body_rootid[physics.model.body("table").id]
-    )
     assert energy[0] == pytest.approx(0.0, abs=1e-6) and speed[0] == 0.0
-    assert energy[1] == pytest.approx(0.5 * table * 0.25, rel=1e-3)
+    assert energy[1] == pytest.approx(0.5 * robot * 0.25, rel=1e-3)
     assert energy[2] == pytest.approx(0.5 * boxed * 9.0, rel=1e-3) and speed[2] == pytest.approx(3.0, rel=1e-4)
     assert energy[3] == pytest.approx(boxed * 9.0, rel=1e-3)  # twice the mass
     assert sunk[4] - sunk[0] == pytest.approx(depth, abs=2e-3) and sunk[0] < 2e-3
