@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs.core import EnvSpec, State
+from envs.core import State
 from envs.physics import available
 from envs.physics.base import ModelParams, Physics, PhysicsState
 from envs.physics.callback import batched_callback
@@ -127,12 +127,7 @@ class WatchedEnv:
 
     def __init__(self, env: Hierarchy):
         env.control.physics = Watched(env.control.physics)
-        self.env = env
-
-    @property
-    def spec(self) -> EnvSpec:
-        """Of the task."""
-        return self.env.spec
+        self.env, self.spec = env, env.spec
 
     def default_params(self) -> Any:
         """Of the task; it has none without a controller."""

@@ -92,7 +92,8 @@ def task_cases(
         actor = planner.actor()
 
         def act(weights, obs, keys):
-            return actor.act(*weights, obs, keys), ()
+            bundle, base = weights
+            return actor.act(bundle, base, obs, keys), ()
 
         return stage, planner, act, parts.Sizes(num_envs, chunks, planner.config.executed)
 
