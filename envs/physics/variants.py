@@ -36,8 +36,9 @@ def subtree_matrix(model: mujoco.MjModel) -> np.ndarray:
 def writer(base: mujoco.MjModel, target: mujoco.MjModel) -> Callable[[np.ndarray], None]:
     """A function that writes `base` scaled by flat parameters `(params_size,)` into `target`.
 
-    What follows from a mass and is *used by the dynamics* is kept consistent: inertia, subtree mass, the inertia that the engine
-    takes for granted for simple bodies (a free box), and gravity compensation, which stays that of the nominal body (a robot compensates the arm it believes to have, not its payload).
+    What follows from a mass and is *used by the dynamics* is kept consistent: inertia, subtree mass, the inertia that the
+    engine takes for granted for simple bodies (a free box), and gravity compensation, which stays that of the nominal body
+    (a robot compensates the arm it believes to have, not its payload).
     `*_invweight0` and `actuator_acc0` stay nominal, in both backends: recomputing them takes a factorisation per model
     (`mj_setConst`) that MJX cannot do, and they only set the softness of constraints (see `tests/envs/test_physics.py`
     for how little that changes).
