@@ -70,7 +70,7 @@ def constant(bundle: Bundle, executed: int) -> Act:
 
 @struct.dataclass
 class Tape:
-    """The start of each chunk of a rollout, `(T, B, ...)`: `obs` of the planner, physics, servo targets, model, and the equality
+    """Where each chunk of a rollout started, `(T, B, ...)`: `obs` of the planner, physics, servo targets, model, and the equality
     constraints that `held` (None in scenes without any)."""
 
     obs: Array
@@ -78,6 +78,13 @@ class Tape:
     ctrl: Array
     model: ModelParams
     held: Any
+
+
+def moment(state: State) -> Tape:
+    """One row `(B, ...)` of a tape."""
+    inner = state.task.inner.task
+    held = getattr(inner.commands, "eq_active", None)
+    return Tape(state.obs["actor"], state.physics, inner.last_ctrl, inner.model, held)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +110,20 @@ class Rollout:
       sizes: of a rollout.
       params, weights: of the environment, and of who plans.
       seed: of starts and noise.
+      state: where the first one starts; None: fresh starts.
 
     Attributes:
       metrics: of the latest rollout.
     """
 
-    def __init__(self, env: Hierarchy, act: Act, sizes: Sizes, params: Any, weights: Any, seed: int):
+    def __init__(
+        self, env: Hierarchy, act: Act, sizes: Sizes, params: Any, weights: Any, seed: int, state: State | None = None
+    ):
         self.vector = AutoReset(Chunked(env, sizes.executed))  # type: ignore[arg-type]
         self.act, self.sizes, self.params, self.weights = act, sizes, params, weights
         self.key, self.count = jax.random.key(seed), 0
-        self.state: Any = jax.jit(self.vector.fresh_pool, static_argnums=1)(self.key, sizes.num_envs, params)
+        fresh = jax.jit(self.vector.fresh_pool, static_argnums=1)
+        self.state: Any = fresh(self.key, sizes.num_envs, params) if state is None else state
         self.compiled = jax.jit(self._roll)
         self.metrics: dict[str, Any] = {}
 
@@ -127,10 +138,7 @@ class Rollout:
 
         def step(pool, state, action, params, noise):
             del noise
-            inner = state.task.inner.task
-            held = getattr(inner.commands, "eq_active", None)
-            seen = Tape(state.obs["actor"], state.physics, inner.last_ctrl, inner.model, held)
-            return self.vector.step(pool, state, action, params), seen
+            return self.vector.step(pool, state, action, params), moment(state)
 
         begin = rollout.begin(sizes.num_envs)
         state, _, data, stats = rollout.collect(self.vector, act, state, begin, pool, keys, params, step)

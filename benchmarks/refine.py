@@ -135,16 +135,16 @@ class Bench:
         return found
 
     @functools.cached_property
-    def learner(self) -> joint.Update:
-        """The joint update, for its pieces."""
-        return joint.Update(PHASES["controller"], *self.begun[1])
+    def updates(self) -> dict[str, joint.Update]:
+        """Phase -> update."""
+        return {name: joint.Update(schedule, *self.begun[1]) for name, schedule in PHASES.items()}
 
     @functools.cached_property
     def params(self) -> Any:
         """Of the environments, the controller as it is at first."""
         return self.stage.params.replace(controller=joint.controller_of(self.begun[0]))
 
-    def _act(self, state: dppo.LearnerState, obs: Any, keys: Any) -> tuple[Any, Any]:
+    def _act(self, state: Any, obs: Any, keys: Any) -> tuple[Any, Any]:
         return self.planner.plan(state, {"actor": obs}, keys, explore=True)
 
     @functools.cached_property
@@ -155,8 +155,13 @@ class Bench:
 
     @functools.cached_property
     def tape(self) -> parts.Tape:
-        """A rollout of the exploring planner."""
-        return parts.Rollout(self.stage.env, self._act, self.sizes, self.params, self.weights, self.args.seed)()
+        """The environments as an iteration of the planner leaves them, once for each chunk."""
+        after, _ = self.updates["planner"](self.state(), self.stage.params)
+        chunks = self.sizes.chunks
+        found: parts.Tape = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (chunks, *x.shape)), parts.moment(after.planner.env)
+        )
+        return found
 
     @functools.cached_property
     def still(self) -> Constant:
@@ -168,11 +173,15 @@ class Bench:
         return found
 
     @functools.cached_property
+    def recorded(self) -> Callable[[], Any]:
+        """A rollout of the controller's phase without physics and plans; returns its transitions, chains and ticks included."""
+        update = joint.Update(PHASES["controller"], self.still, *self.begun[1][1:])
+        return self._timed(lambda s, p: update.collect(s, p, False)[:3], self.begun[0], self.params)
+
+    @functools.cached_property
     def batch(self) -> Any:
-        """Transitions of a rollout of both, chains and ticks included."""
-        return self._compiled(lambda state, params: self.learner.collect(state, params, True)[1])(
-            self.begun[0], self.params
-        )
+        """What the updates learn from: how long they take does not depend on what it says."""
+        return self.recorded()[1]
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """As an iteration is compiled."""
@@ -191,7 +200,7 @@ class Bench:
 
     def phase(self, name: str) -> Callable[[], Any]:
         """Iterations of one phase, one after the other, as the loop of `rdp refine` makes them."""
-        update, state = joint.Update(PHASES[name], *self.begun[1]), self.state()
+        update, state = self.updates[name], self.state()
 
         def call() -> Any:
             nonlocal state
@@ -214,8 +223,7 @@ class Bench:
 
     def recorded_controller(self) -> Callable[[], Any]:
         """The environment of the controller's phase without physics: its policies explore, and ticks are recorded."""
-        update = joint.Update(PHASES["controller"], self.still, *self.begun[1][1:])
-        return self._timed(lambda s, p: update.collect(s, p, False)[:3], self.begun[0], self.params)
+        return self.recorded
 
     def planner_updates(self) -> Callable[[], Any]:
         """All that the planner's phase does with a rollout."""
@@ -227,4 +235,6 @@ class Bench:
 
     def controller_updates(self) -> Callable[[], Any]:
         """All that the controller's phase does with a rollout."""
-        return self._timed(self.learner.digest, self.begun[0].parts, self.batch, jax.random.key(self.args.seed))
+        return self._timed(
+            self.updates["controller"].digest, self.begun[0].parts, self.batch, jax.random.key(self.args.seed)
+        )

@@ -111,7 +111,8 @@ def task_cases(
     def controller():
         stage, planner, _, sizes = given()
         plan = parts.constant(planner.bundle, sizes.executed)
-        return parts.Rollout(parts.still_env(args, planner.config.history), plan, sizes, stage.params, (), seed)
+        env = parts.still_env(args, planner.config.history)
+        return parts.Rollout(env, plan, sizes, stage.params, (), seed, whole().state)
 
     def denoising():
         _, planner, act, sizes = given()
