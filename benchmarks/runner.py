@@ -84,6 +84,7 @@ def measure(name: str, scenario: Scenario, settings: dict[str, Any], repeats: in
         "cases": {case.name: _case_record(case, seconds[case.name], compile_s[case.name]) for case in cases},
         "missing": missing,
         "ratios": _ratios(scenario, {case.name: case for case in cases}, seconds),
+        "shares": shares(cases, seconds),
         "peak_memory_bytes": peak_memory(),
         "machine": machine(),
         "load_average": {"before": load_before, "after": _load()},
@@ -120,6 +121,18 @@ def _ratios(scenario: Scenario, cases: dict[str, Case], seconds: dict[str, list[
             "target": target,
             "met": None if target is None else value >= target,
         }
+    return found
+
+
+def shares(cases: list[Case], seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Case -> part -> its share of the case's time, and their `sum`; medians over turns."""
+    found = {}
+    for whole in cases:
+        parts = [case.name for case in cases if whole.name in case.part_of]
+        turns = {name: [t / w for t, w in zip(seconds[name], seconds[whole.name])] for name in parts}
+        if parts:
+            turns["sum"] = [sum(turn) for turn in zip(*turns.values())]
+            found[whole.name] = {name: round(statistics.median(values), 3) for name, values in turns.items()}
     return found
 
 

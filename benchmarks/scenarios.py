@@ -55,6 +55,8 @@ class Case:
       unit: what a unit is.
       details: what else the record of the case should hold, asked for after the timing.
       missing: why the case cannot be measured on this machine; it is then reported, not built.
+      part_of: cases of whose work this one's is a part, call by call: the result tells its share of their time, and the sum of
+        the shares of all parts, which is one only if nothing was forgotten and nothing overlaps.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Case:
     unit: str
     details: Callable[[], Mapping[str, Any]] | None = None
     missing: str | None = None
+    part_of: tuple[str, ...] = ()
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -123,5 +126,53 @@ SCENARIOS: dict[str, Scenario] = {
         settings={"pairs": 50_000, "cases": ("jax", "torch")},
         ratios={"jax_over_torch": Ratio(("jax", "torch"), target=2.5, where="cpu")},
         repeats=5,
+    ),
+    "dsrl": Scenario(
+        summary="What DSRL learns per iteration on hopper (N critic and actor steps, M of distillation), beside eager PyTorch",
+        setup="benchmarks.dsrl:setup",
+        settings={
+            "variant": "na",
+            "updates": 40,
+            "distillations": 20,
+            "batch": 256,
+            "distill_from": "replay",
+            "ddim_steps": 5,
+            "sizes": (128, 128, 128),
+            "rows": 20_000,
+            "seed": 0,
+            "cases": ("jax", "torch"),
+        },
+        ratios={"jax_over_torch": Ratio(("jax", "torch"))},
+        repeats=5,
+    ),
+    "tasks": Scenario(
+        summary="Planner steps (0.1 s) per second of every T1 task under its planner; shares of physics, controller, denoising",
+        setup="benchmarks.tasks:setup",
+        settings={
+            "tasks": None,
+            "cases": None,
+            "num_envs": 64,
+            "mjx_envs": 8,
+            "chunks": 4,
+            "physics_dt": 0.005,
+            "seed": 0,
+        },
+        repeats=3,
+    ),
+    "refine": Scenario(
+        summary="Joint learning, an iteration of either phase; shares of physics, controller, denoising, updates",
+        setup="benchmarks.refine:setup",
+        settings={
+            "task": "pickup",
+            "backend": None,
+            "num_envs": 64,
+            "chunks": 4,
+            "recorded": 64,
+            "minibatches": 4,
+            "physics_dt": 0.005,
+            "seed": 0,
+        },
+        repeats=3,
+        warmup=1,
     ),
 }

@@ -12,9 +12,10 @@ from torch import nn
 
 from rdp_jax.algos.dppo import Batch, DPPOConfig, clip_schedule
 from rdp_jax.diffusion.policy import DiffusionPolicy
+from rdp_jax.diffusion.schedule import Table
 
 
-def _linear(layer: Any) -> nn.Linear:
+def linear(layer: Any) -> nn.Linear:
     """A flax `Dense` as a torch `Linear`."""
     kernel, bias = np.asarray(layer["kernel"]), np.asarray(layer["bias"])
     out = nn.Linear(*kernel.shape)
@@ -31,8 +32,8 @@ class Denoiser(nn.Module):
         super().__init__()
         half = time_dim // 2
         self.frequency = torch.exp(-math.log(1e4) / (half - 1) * torch.arange(half))
-        self.hidden, self.out = _linear(params["time"]["hidden"]), _linear(params["time"]["out"])
-        trunk = {name: _linear(layer["dense"]) for name, layer in params["trunk"].items()}
+        self.hidden, self.out = linear(params["time"]["hidden"]), linear(params["time"]["out"])
+        trunk = {name: linear(layer["dense"]) for name, layer in params["trunk"].items()}
         self.trunk = nn.ModuleDict(trunk)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, obs: torch.Tensor) -> torch.Tensor:
@@ -59,13 +60,13 @@ class Critic(nn.Module):
         return self.last(h)[:, 0]
 
 
-def _table(policy: DiffusionPolicy) -> dict[str, torch.Tensor]:
-    table = policy.exploring
+def table_of(table: Table) -> dict[str, torch.Tensor]:
+    """A table of reverse steps as tensors `(S,)`."""
     names = ("t", "recip", "recip_m1", "p", "q", "std")
     return {name: torch.from_numpy(np.asarray(getattr(table, name)).copy()) for name in names}
 
 
-def _mean(net: Denoiser, x: torch.Tensor, obs: torch.Tensor, step: dict[str, torch.Tensor]) -> torch.Tensor:
+def next_mean(net: Denoiser, x: torch.Tensor, obs: torch.Tensor, step: dict[str, torch.Tensor]) -> torch.Tensor:
     """Mean of the next sample; each entry of `step` is `(B,)`."""
     eps = net(x, step["t"], obs)
     r, m, p, q = (step[name][:, None, None] for name in ("recip", "recip_m1", "p", "q"))
@@ -77,7 +78,7 @@ class Chain:
 
     def __init__(self, policy: DiffusionPolicy, params: Any, count: int, obs_dim: int, tuned: int):
         self.base, self.tuned = Denoiser(params), Denoiser(params)
-        self.table, self.count, self.shape = _table(policy), count, policy.shape
+        self.table, self.count, self.shape = table_of(policy.exploring), count, policy.shape
         self.first = len(policy.exploring) - tuned
         self.obs = torch.from_numpy(np.random.default_rng(0).normal(size=(count, obs_dim)).astype(np.float32))
 
@@ -91,7 +92,7 @@ class Chain:
             if i == self.first:
                 chain.append(x)
             noise = torch.randn_like(x).clamp_(-3.0, 3.0)
-            x = _mean(net, x, self.obs, step) + step["std"][:, None, None] * noise
+            x = next_mean(net, x, self.obs, step) + step["std"][:, None, None] * noise
             if i >= self.first:
                 chain.append(x)
         return torch.stack(chain, 1)
@@ -103,7 +104,7 @@ class Learner:
     def __init__(self, policy: DiffusionPolicy, params: Any, config: DPPOConfig, batch: Batch, tuned: int):
         self.config, self.tuned = config, tuned
         self.actor, self.critic = Denoiser(params), Critic(batch.critic_obs.shape[-1])
-        self.table = {name: value[-tuned:] for name, value in _table(policy).items()}
+        self.table = {name: value[-tuned:] for name, value in table_of(policy.exploring).items()}
         self.clip = torch.from_numpy(np.asarray(clip_schedule(config)).copy())
         flat = jax.tree.map(lambda x: torch.from_numpy(np.asarray(x).reshape(-1, *x.shape[2:]).copy()), batch)
         self.batch = flat
@@ -119,7 +120,7 @@ class Learner:
         outer, inner = index // self.tuned, index % self.tuned
         x, x_next = batch.chain[outer, inner], batch.chain[outer, inner + 1]
         step = {name: value[inner] for name, value in self.table.items()}
-        mean, std = _mean(self.actor, x, batch.obs[outer], step), step["std"][:, None, None]
+        mean, std = next_mean(self.actor, x, batch.obs[outer], step), step["std"][:, None, None]
         elements = -0.5 * ((x_next - mean) / std) ** 2 - torch.log(std) - 0.5 * math.log(2.0 * math.pi)
         new = elements.clamp(config.log_prob_min, config.log_prob_max).mean((1, 2))
         advantage = batch.advantage[outer]

@@ -132,4 +132,23 @@ class LayeredAutoReset(AutoReset):
     ) -> tuple[Stepped, Ticks]:
         """See `LayeredEnv`."""
         after, ticks = jax.vmap(self.env.step_recorded, in_axes=(0, 0, None, 0))(state, action, params, noise)
-        return settle(pool, after), ticks
+        return settle(pool, after), settle_ticks(ticks)
+
+
+def settle_ticks(ticks: Ticks) -> Ticks:
+    """`ticks (B, n, ...)` without the broken ones: from the first tick with a non-finite number on, an action's are not live.
+
+    Each is replaced by the action's first tick, which began in a healthy state, so that running statistics of observations see no
+    made-up numbers; what is not finite even there is zero.
+    """
+    lead = ticks.live.shape
+    good = guard.finite_rows(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), ticks)).reshape(lead)
+    good = jnp.cumprod(good, axis=1).astype(bool)
+
+    def leaf(x):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        first = jnp.where(jnp.isfinite(x[:, :1]), x[:, :1], 0.0)
+        return jnp.where(good.reshape(lead + (1,) * (x.ndim - 2)), x, first)
+
+    return jax.tree.map(leaf, ticks.replace(live=ticks.live & good))

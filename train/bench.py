@@ -59,7 +59,9 @@ def run_bench(args: BenchArgs) -> dict[str, Any]:
         "env_steps_per_s": first["per_second"] if first["unit"].startswith("env") else None,
         "compile_s": first["compile_s"],
         "peak_memory_mb": {k: round(v / 2**20, 1) for k, v in result["peak_memory_bytes"].items()},
+        "seconds": {k: v["median_s"] for k, v in result["cases"].items()},
         "ratios": {k: v["median"] for k, v in result["ratios"].items()},
+        "shares": result["shares"],
         "result": result,
     }
     return summary(

@@ -244,15 +244,20 @@ def _preset(words: Sequence[str], choices: Sequence[str]) -> str:
     return found
 
 
-def parse(command: Command, cls: type, words: Sequence[str]) -> Any:
-    """Checked arguments of `command`, an instance of `cls`.  Raises `ConfigError`; tyro leaves by `SystemExit`."""
+def parse(command: Command, cls: type, words: Sequence[str], prog: str = "rdp") -> Any:
+    """Checked arguments of `command` of `prog`, an instance of `cls`.  Raises `ConfigError`; tyro leaves by `SystemExit`."""
     flag_type = _flag_type(cls)
     default: Any = tyro.MISSING_NONPROP
     if hasattr(cls, "defaults"):
         choices = next(f.metadata["choices"] for f in dataclasses.fields(cls) if f.name == "preset")
         default = _to_flags(flag_type, cls.defaults(_preset(words, choices)))
     flags = tyro.cli(
-        flag_type, prog=f"rdp {command.name}", description=cls.__doc__, args=words, default=default, config=_STYLE
+        flag_type,
+        prog=f"{prog} {command.name}".strip(),
+        description=cls.__doc__,
+        args=words,
+        default=default,
+        config=_STYLE,
     )
     args = _from_flags(cls, flags)
     return validate(args.resolved() if hasattr(args, "resolved") else args)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from envs.chunk import Chunked
 from envs.control.env import ControlConfig, ControlEnv, training_params
@@ -18,7 +19,7 @@ from rdp_jax import parallel
 from rdp_jax.algos import dppo, joint, ppo
 from rdp_jax.checkpoint import save_weights
 from rdp_jax.nets.mlp import mlp_sizes
-from rdp_jax.planner import save
+from rdp_jax.planner import Planner, save
 from rdp_jax.runs import Run
 from train import output
 from train.controller import OTHER, act
@@ -93,19 +94,10 @@ def rehearsals(args: RefineArgs, config: ppo.PPOConfig, controller: dict[str, An
     return found
 
 
-def run_refine(args: RefineArgs) -> dict[str, Any]:
-    """Evaluates, refines, evaluates again on the same starts; writes the planner and both parts of the controller."""
-    start = time.monotonic()
-    given = start_planner(args, "dppo")
-    before = with_first_std(given, args.first_std)
-    stage = HumanoidStage(args, given.config.history, record=args.out is not None)
-    check_fits(given, stage.env)
-    run = Run(args.out, settings(args), resume=args.resume) if args.out else None
-    log = EvaluationLog(args, stage)
-    first = log.judge("before", given)
-    untrained = log.judge("untrained", before) if before is not given else {}
-
-    mesh = parallel.make_mesh()
+def begin(
+    args: RefineArgs, stage: HumanoidStage, before: Planner, mesh: Mesh | None
+) -> tuple[joint.JointState, tuple[Any, ...]]:
+    """First state of planner `before` and the stage's controller, and the arguments of `joint.Update` after its schedule."""
     vector = LayeredAutoReset(Chunked(stage.env, before.config.executed))  # type: ignore[arg-type]
     controller = dict(stage.params.controller)
     sizes = {mlp_sizes(weights["actor"]["mlp"]) for weights in controller.values()}
@@ -118,16 +110,26 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     split, whole = stage.env.control.critic_split, stage.env.control.spec.obs_dims["critic"]
     dims = {"legs": split, "hands": whole - split}
     state = joint.init(key, config, planner, controller, dims, places, mesh)
+    rehearse = {part: (ppo.Update(own, env, mesh), params_for) for part, (own, env, params_for) in old.items()}
+    return state, (dppo.Update(args.dppo, policy, vector, mesh), config, args.recorded, rehearse)
+
+
+def run_refine(args: RefineArgs) -> dict[str, Any]:
+    """Evaluates, refines, evaluates again on the same starts; writes the planner and both parts of the controller."""
+    start = time.monotonic()
+    given = start_planner(args, "dppo")
+    before = with_first_std(given, args.first_std)
+    stage = HumanoidStage(args, given.config.history, record=args.out is not None)
+    check_fits(given, stage.env)
+    run = Run(args.out, settings(args), resume=args.resume) if args.out else None
+    log = EvaluationLog(args, stage)
+    first = log.judge("before", given)
+    untrained = log.judge("untrained", before) if before is not given else {}
+
+    state, learners = begin(args, stage, before, parallel.make_mesh())
     state = run.restore(state) if run else state
     curriculum = Curriculum(args.curriculum, stage, args.start_range, args.out, args.resume)
-    update = Recording(
-        curriculum,
-        args.schedule,
-        dppo.Update(args.dppo, policy, vector, mesh),
-        config,
-        args.recorded,
-        {part: (ppo.Update(own, env, mesh), params_for) for part, (own, env, params_for) in old.items()},
-    )
+    update = Recording(curriculum, args.schedule, *learners)
     chunk = args.dppo.num_envs * args.dppo.unroll_length * before.config.executed
     result, to_90 = learn("refine", args, run, update, state, curriculum.at, chunk, said)
     state = result.state

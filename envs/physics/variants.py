@@ -36,8 +36,9 @@ def subtree_matrix(model: mujoco.MjModel) -> np.ndarray:
 def writer(base: mujoco.MjModel, target: mujoco.MjModel) -> Callable[[np.ndarray], None]:
     """A function that writes `base` scaled by flat parameters `(params_size,)` into `target`.
 
-    What follows from a mass and is *used by the dynamics* is kept consistent: inertia, subtree mass, and gravity
-    compensation, which stays that of the nominal body (a robot compensates the arm it believes to have, not its payload).
+    What follows from a mass and is *used by the dynamics* is kept consistent: inertia, subtree mass, the inertia that the
+    engine takes for granted for simple bodies (a free box), and gravity compensation, which stays that of the nominal body
+    (a robot compensates the arm it believes to have, not its payload).
     `*_invweight0` and `actuator_acc0` stay nominal, in both backends: recomputing them takes a factorisation per model
     (`mj_setConst`) that MJX cannot do, and they only set the softness of constraints (see `tests/envs/test_physics.py`
     for how little that changes).
@@ -48,10 +49,15 @@ def writer(base: mujoco.MjModel, target: mujoco.MjModel) -> Callable[[np.ndarray
     pair0, geom0 = base.pair_friction[:, :2].copy(), base.geom_friction[:, 0].copy()
     gain0 = base.actuator_gainprm[:, 0].copy()
     bias1, bias2 = base.actuator_biasprm[:, 1:3].copy().T
+    # A free body in its own principal frame has a constant, diagonal inertia, which `mj_crb` reads here instead of computing it:
+    # scaled only elsewhere, twice the mass would fall twice as fast.
+    simple = np.flatnonzero(base.dof_simplenum)
+    simple_body, armature0 = base.dof_bodyid[simple], base.dof_armature[simple].copy()
+    diagonal0 = base.dof_M0[simple] - armature0
     # Views made once: every attribute access of an MjModel builds a new array.
     mass, inertia, gravcomp = target.body_mass, target.body_inertia, target.body_gravcomp
     subtreemass, pair, geom = target.body_subtreemass, target.pair_friction, target.geom_friction
-    gain, bias = target.actuator_gainprm, target.actuator_biasprm
+    gain, bias, diagonal = target.actuator_gainprm, target.actuator_biasprm, target.dof_M0
 
     def write(flat: np.ndarray) -> None:
         friction, scale = flat[0], flat[1 : 1 + nbody]
@@ -60,6 +66,7 @@ def writer(base: mujoco.MjModel, target: mujoco.MjModel) -> Callable[[np.ndarray
         inertia[:] = inertia0 * scale[:, None]
         gravcomp[:] = gravcomp0 / scale
         subtreemass[:] = subtree @ mass
+        diagonal[simple] = armature0 + diagonal0 * scale[simple_body]
         pair[:, :2] = pair0 * friction
         geom[:, 0] = geom0 * friction
         gain[:, 0] = gain0 * kp

@@ -194,14 +194,15 @@ class Hierarchy:
                 action=chosen,
                 reward={name: rewards.of_part(name, after.metrics) for name in self.parts},
                 terminated=after.terminated,
-                live=jnp.array(True),
+                # A state that diverged is frozen: nothing is to be learned from what it says.
+                live=~after.physics.diverged,
             )
             kept = {name: after.metrics[name] for name in TRACKING}
             return (after, world), (record, kept, after.terminated)
 
         (inner, world), (record, tracking, fell) = jax.lax.scan(tick, (inner, state.task.world), dict(noise))
         # Within one action the ticks after a fall are nobody's.
-        record = record.replace(live=jnp.cumsum(fell) - fell == 0)
+        record = record.replace(live=record.live & (jnp.cumsum(fell) - fell == 0))
         view = self._view(inner)
         world = self.task.advance(world, view)
         seen = self._see(world, view, params, noise_key)

@@ -129,13 +129,15 @@ def transition(ticks: Ticks, done: Array, part: str) -> tuple[Transition, Array]
 
     live = in_time(ticks.live)
     count = ticks.live.shape[2]
-    # The last step that happened in its action: what comes after belongs to another episode, or there is nothing after it.
-    last = ticks.live & ~jnp.concatenate([ticks.live[:, :, 1:], jnp.zeros_like(ticks.live[:, :, :1])], axis=2)
-    end = last & (done[:, :, None] | (jnp.arange(count) < count - 1))
+    # What follows in time may have happened to nobody: the rest of an action that ended the episode, or a whole one that broke
+    # down at once.  No advantage may reach back across either.
+    followed = jnp.concatenate([live[1:], jnp.ones_like(live[:1])])
+    over = in_time(done[:, :, None] & (jnp.arange(count) == count - 1))
+    end = live & (~followed | over)
     fell = in_time(ticks.terminated & ticks.live)
     critic = in_time(ticks.critic[part])
     following = jnp.concatenate([critic[1:], critic[-1:]])
-    cut = in_time(end) & ~fell
+    cut = end & ~fell
     data = Transition(
         obs={"actor": in_time(ticks.obs[part]), "critic": critic},
         action=in_time(ticks.action[part]),
@@ -224,6 +226,23 @@ class Update:
 
     def _both(self, state: JointState, env_params: Any, plan_learns: bool):
         """A rollout in which the controller explores, and what is learned from it."""
+        planner, data, metrics, shuffle_key = self.collect(state, env_params, plan_learns)
+        if plan_learns:
+            plan_key, shuffle_key = jax.random.split(shuffle_key)
+            planner, learned = self.planner.digest(planner, data.replace(extras=data.extras[0]), plan_key)
+            metrics |= learned
+        parts, learned = self.digest(state.parts, data, shuffle_key)
+        return planner, parts, {**metrics, **learned}
+
+    def collect(
+        self, state: JointState, env_params: Any, plan_explores: bool
+    ) -> tuple[dppo.LearnerState, Transition, dict[str, Array], Array]:
+        """Rollout in which the controller explores, the planner too if it is to learn.
+
+        Returns:
+          The planner's learner with its environments moved on, transitions `(T, B, ...)` with extras (chains, ticks of the
+          recorded environments), metrics, and the key for shuffling.
+        """
         planner = state.planner
         # Phases count together: the planner's own count stands still while only the controller learns.
         pool_key, noise_key, shuffle_key = jax.random.split(jax.random.fold_in(planner.key, state.iteration + 2**30), 3)
@@ -232,7 +251,7 @@ class Update:
         widths, ticks = self.env.parts, self.env.ticks
 
         def act(obs, keys):
-            return self.planner.plan(planner, obs, keys, plan_learns)
+            return self.planner.plan(planner, obs, keys, plan_explores)
 
         def step(pool, env_state, action, params, keys):
             noise = {}
@@ -246,22 +265,24 @@ class Update:
         env, episode, data, stats = rollout.collect(
             self.env, act, planner.env, planner.episode, pool, keys, env_params, step
         )
-        chains, seen = data.extras
-        done = jax.vmap(self._watched)(data.terminated | data.truncated)
-        planner = planner.replace(env=env, episode=episode)
         metrics = rollout.summarize(parallel.psum(stats, self.axis))
-        if plan_learns:
-            plan_key, shuffle_key = jax.random.split(shuffle_key)
-            planner, learned = self.planner.digest(planner, data.replace(extras=chains), plan_key)
-            metrics |= learned
-        parts = {}
-        for i, (name, part) in enumerate(state.parts.items()):
+        return planner.replace(env=env, episode=episode), data, metrics, shuffle_key
+
+    def digest(
+        self, parts: Mapping[str, ppo.LearnerState], data: Transition, key: Array
+    ) -> tuple[dict[str, ppo.LearnerState], dict[str, Array]]:
+        """What each part of the controller learns from a rollout of `collect`."""
+        seen = data.extras[1]
+        done = jax.vmap(self._watched)(data.terminated | data.truncated)
+        learners, metrics = {}, {}
+        for i, (name, part) in enumerate(parts.items()):
             rollout_of_part, live = transition(seen, done, name)
-            key = jax.random.fold_in(shuffle_key, i)
-            parts[name], learned = ppo.digest(self.config, self.mesh, part, rollout_of_part, key, live)
+            learners[name], learned = ppo.digest(
+                self.config, self.mesh, part, rollout_of_part, jax.random.fold_in(key, i), live
+            )
             metrics |= {f"{name}/{k}": v for k, v in learned.items()}
             metrics[f"{name}/reward"] = parallel.pmean(rollout_of_part.reward.mean(where=live), self.axis)
-        return planner, parts, metrics
+        return learners, metrics
 
 
 def state_spec() -> JointState:

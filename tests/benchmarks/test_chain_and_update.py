@@ -36,7 +36,7 @@ def test_bad_settings_are_refused():
 
 def test_the_peer_is_the_same_network_and_step():
     torch = pytest.importorskip("torch")
-    from benchmarks.torch_peer import Denoiser, _mean, _table
+    from benchmarks.torch_peer import Denoiser, next_mean, table_of
     from rdp_jax.diffusion.policy import Pairs
 
     policy, params = diffusion.policy_and_params()
@@ -44,7 +44,7 @@ def test_the_peer_is_the_same_network_and_step():
     x, obs = rng.normal(size=(5, 4, 3)).astype(np.float32), rng.normal(size=(5, 11)).astype(np.float32)
     k = np.array([0, 2, 5, 9, 9])
     _, mean, _ = policy.score(params, 10, Pairs(obs=jnp.asarray(obs), x=jnp.asarray(x), x_next=jnp.asarray(x), k=k))
-    step = {name: value[-10:][torch.from_numpy(k)] for name, value in _table(policy).items()}
+    step = {name: value[-10:][torch.from_numpy(k)] for name, value in table_of(policy.exploring).items()}
     with torch.no_grad():
-        theirs = _mean(Denoiser(jax.device_get(params)), torch.from_numpy(x), torch.from_numpy(obs), step)
+        theirs = next_mean(Denoiser(jax.device_get(params)), torch.from_numpy(x), torch.from_numpy(obs), step)
     np.testing.assert_allclose(mean, theirs.numpy(), atol=1e-4)

@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from physics_models import small_model
 
+from envs.physics.variants import params_size, scaled
 from envs.randomize import NOTHING, Ranges, Targets, sample_model_params
 from rdp_jax.config import ConfigError, validate
 
@@ -92,3 +94,29 @@ def test_bad_names_are_refused():
         Targets.from_model(MODEL, payload_bodies=("nobody",))
     with pytest.raises(ValueError, match="positive nominal mass"):
         Targets.from_model(MODEL, payload_bodies=("world",))
+
+
+@pytest.mark.parametrize("armature", [0.0, 0.3])
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_a_scaled_free_box_moves_as_one_that_was_built_that_heavy(scale, armature):
+    """The engine reads the inertia of such a body from a constant of the model."""
+
+    def box(mass):
+        return mujoco.MjModel.from_xml_string(
+            f"""<mujoco><worldbody><body name="box" pos="0 0 2"><joint type="free" armature="{armature}"/>
+            <geom type="box" size="0.1 0.2 0.3" mass="{mass}"/></body></worldbody></mujoco>"""
+        )
+
+    def accelerations(model):
+        data = mujoco.MjData(model)
+        data.xfrc_applied[1] = 1.0, 2.0, 3.0, 0.1, 0.2, 0.3
+        mujoco.mj_forward(model, data)
+        return data.qacc.copy()
+
+    base = box(1.0)
+    assert (base.dof_simplenum > 0).all()
+    flat = np.ones(params_size(base))
+    flat[1 + base.body("box").id] = scale
+    found = accelerations(scaled(base, flat))
+    np.testing.assert_allclose(found, accelerations(box(scale)), rtol=1e-9)
+    assert not np.allclose(found, accelerations(base))
