@@ -51,8 +51,7 @@ class PickupExpert:
         place = task.grasp_place(pose)
         _, error = base.walk_to(place, view.measured.base, memory)
         aligned = (jnp.abs(error[1]) < 0.06) & (jnp.abs(error[2]) < 0.15)
-        back = jnp.where(aligned, 0.0, 0.14)
-        behind = place - back * jnp.stack([jnp.cos(place[2]), jnp.sin(place[2]), 0.0])
+        behind = base.behind(place, jnp.where(aligned, 0.0, 0.14))
         velocity, _ = base.walk_to(behind, view.measured.base, memory)
 
         there = jnp.all(jnp.abs(error) < jnp.asarray(TOLERANCE))
