@@ -1,4 +1,4 @@
-"""Expert of the stairs: walk to the ledge, halt, step up slowly, find its feet, then the pickup's; again from the floor if need be."""
+"""Expert of the stairs: walk to the ledge, halt, step up slowly, stand, then as the pickup's; from the floor again if need be."""
 
 from __future__ import annotations
 

@@ -22,10 +22,11 @@ LEDGE = -0.8  # x of its front, from the shelf's near edge, which lies along x =
 BACK = 0.2  # x of its back, beneath the shelf: no foot gets near that ledge [m]
 HALF_WIDTH = 1.2  # of the platform [m]
 SHELF_HEIGHT = 0.75  # puts the box 0.125 above the trunk's origin, seen from the platform, 0.225 from the floor [m]
-SHELF_HALF = (0.35, 0.6)  # so deep that arms do not reach the box from behind either [m]
+SHELF_HALF = (0.4, 0.7)  # so large that arms do not reach the box from behind or from a side either [m]
 BEFORE = 0.15  # from the soles' middle to the ledge, where the robot halts before it climbs [m]
 AT_LEDGE = 0.25  # a sole that near to the ledge counts as arrived [m]
-SOLE_SLACK = 0.02  # of a sole's height above the platform, which gives a little [m]
+SOLE_SLACK = 0.02  # by so much a sole may be below the platform's height: feet roll and sink a little [m]
+AT_SIDE = 0.05  # a palm is at the box if it is no further from its middle than its side, by that much [m]
 
 
 class Stairs(Pickup):
@@ -46,7 +47,7 @@ class Stairs(Pickup):
         """Platform, shelf and box."""
         spec = build_spec(self.scene)
         objects.add_table(spec, "shelf", (SHELF_HALF[0], 0.0), SHELF_HALF, SHELF_HEIGHT)
-        objects.add_box(spec, "box", EDGE, 0.6, ("shelf",))
+        objects.add_box(spec, "box", EDGE, 1.0, ("shelf",))
         return spec
 
     def default_params(self) -> BoxStart:
@@ -75,16 +76,17 @@ class Stairs(Pickup):
         return (self.soles(view) > -SOLE_SLACK) & (view.measured.feet[:, 0] > LEDGE)
 
     def holds(self, view: View) -> Array:
-        """As the pickup's, with both palms at the box's sides and both feet up."""
-        return super().holds(view) & self.grasped(view) & jnp.all(self.climbed(view))
+        """As the pickup's, with a palm at either side of the box and both feet up."""
+        palms = view.measured.hand_pos - view.local(self.box_pose(view)[:3])
+        either = jnp.all(jnp.linalg.norm(palms, axis=-1) < 0.5 * EDGE + AT_SIDE)
+        opposite = jnp.linalg.norm(palms.mean(0)) < 0.08
+        return super().holds(view) & either & opposite & jnp.all(self.climbed(view))
 
     def objects(self, world: PickupWorld, view: View) -> Array:
         """Box pose; the middle of the ledge, and its height above the trunk's origin."""
         del world
         height = RISE - view.measured.base[2]
-        return jnp.concatenate(
-            [view.local_pose(self.box_pose(view)), view.local_planar(LEDGE, 0.0, 0.0), height[None]]
-        )
+        return jnp.concatenate([view.local_pose(self.box_pose(view)), view.local_planar(LEDGE, 0.0, 0.0), height[None]])
 
     def privileged(self, world: PickupWorld, view: View) -> Array:
         """Motion of the box, time held, heights of the soles."""
