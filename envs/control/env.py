@@ -288,6 +288,8 @@ class ControlEnv:
 
     # --- reset -------------------------------------------------------------------------------------------------------
 
+    def _place(self, key: Array, params: ControlParams) -> tuple[Array, Array]:
+        """`(x, y, yaw)` of the trunk at the start, world, and whether that is at a ledge."""
         if self.world is not None:
             # The world moves it from there, at the height of the floor, and walks nobody towards a ledge.
             return jnp.asarray(OPEN_GROUND), jnp.array(False)
