@@ -15,7 +15,7 @@ Array = jax.Array
 APPROACH, HALT, CLIMB, TOP = range(LIFT + 1, LIFT + 5)
 TOLERANCE = (0.035, 0.06, 0.08)  # of the place before the ledge: ahead [m], aside [m], heading [rad]
 CLIMB_SPEED = 0.2  # fastest forward while climbing: a step of ten centimetres, from square feet across the ledge [m/s]
-CLIMB_SIDE, CLIMB_TURN = 0.05, 0.15  # what it corrects meanwhile at most [m/s, rad/s]
+CLIMB_SIDE, CLIMB_TURN = 0.045, 0.08  # what it corrects meanwhile at most, as the legs are trained [m/s, rad/s]
 IN_VAIN = 6.0  # seconds of climbing without a foot up, after which it lines up again
 CARRIED = 0.04  # height of the hands on the way up, trunk frame [m]
 
