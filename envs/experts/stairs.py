@@ -17,6 +17,7 @@ TOLERANCE = (0.035, 0.06, 0.08)  # of the place before the ledge: ahead [m], asi
 CLIMB_SPEED = 0.2  # fastest forward while climbing: a step of ten centimetres, from square feet across the ledge [m/s]
 CLIMB_SIDE, CLIMB_TURN = 0.045, 0.08  # what it corrects meanwhile at most, as the legs are trained [m/s, rad/s]
 IN_VAIN = 6.0  # seconds of climbing without a foot up, after which it lines up again
+PATIENCE = 2.5  # seconds on the way to a place after which less and less exactness will do
 CARRIED = 0.04  # height of the hands on the way up, trunk frame [m]
 
 
@@ -26,6 +27,10 @@ class StairsExpert(PickupExpert):
     def start(self, key: Array, state: State) -> Memory:
         """On the floor."""
         return super().start(key, state).replace(stage=jnp.int32(APPROACH))
+
+    def patience(self, memory: Memory) -> Array:
+        """Grows: legs that are trained to climb may step on the spot when asked for a few centimetres."""
+        return jnp.clip(memory.clock / PATIENCE, 1.0, 2.0)
 
     def ascend(self, memory: Memory, place: Array, at: Array, up: Array, standing: Array) -> tuple[Array, Array]:
         """The stages around the climb; those of the pickup are left alone, unless the robot is on the floor again.
@@ -45,7 +50,7 @@ class StairsExpert(PickupExpert):
         # The gait steps up as soon as a foot can reach: badly aligned, the robot stays further back.
         aligned = (jnp.abs(error[1]) < 0.1) & (jnp.abs(error[2]) < 0.15)
         to_ledge, _ = base.walk_to(base.behind(place, jnp.where(aligned, 0.0, 0.15)), at, memory)
-        there = jnp.all(jnp.abs(error) < jnp.asarray(TOLERANCE))
+        there = jnp.all(jnp.abs(error) < self.patience(memory) * jnp.asarray(TOLERANCE))
         off = jnp.any(jnp.abs(error) > 2.5 * jnp.asarray(TOLERANCE))
         below = (stage == APPROACH) | (stage == HALT)
         nxt = jnp.select(

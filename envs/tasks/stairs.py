@@ -27,6 +27,7 @@ BEFORE = 0.15  # from the soles' middle to the ledge, where the robot halts befo
 AT_LEDGE = 0.25  # a sole that near to the ledge counts as arrived [m]
 SOLE_SLACK = 0.02  # by so much a sole may be below the platform's height: feet roll and sink a little [m]
 AT_SIDE = 0.05  # a palm is at the box if it is no further from its middle than its side, by that much [m]
+BETWEEN = 0.1  # the palms' middle is no further than that from the box's; of two palms on one side it would be half an edge [m]
 
 
 class Stairs(Pickup):
@@ -79,7 +80,7 @@ class Stairs(Pickup):
         """As the pickup's, with a palm at either side of the box and both feet up."""
         palms = view.measured.hand_pos - view.local(self.box_pose(view)[:3])
         either = jnp.all(jnp.linalg.norm(palms, axis=-1) < 0.5 * EDGE + AT_SIDE)
-        opposite = jnp.linalg.norm(palms.mean(0)) < 0.08
+        opposite = jnp.linalg.norm(palms.mean(0)) < BETWEEN
         return super().holds(view) & either & opposite & jnp.all(self.climbed(view))
 
     def objects(self, world: PickupWorld, view: View) -> Array:
