@@ -23,7 +23,7 @@ BACK = 0.2  # x of its back, beneath the shelf: no foot gets near that ledge [m]
 HALF_WIDTH = 1.2  # of the platform [m]
 SHELF_HEIGHT = 0.75  # puts the box 0.125 above the trunk's origin, seen from the platform, 0.225 from the floor [m]
 SHELF_HALF = (0.4, 0.7)  # so large that arms do not reach the box from behind or from a side either [m]
-BEFORE = 0.15  # from the soles' middle to the ledge, where the robot halts before it climbs [m]
+BEFORE = 0.15  # from the soles' middle to the ledge, where the robot lines up before it climbs [m]
 AT_LEDGE = 0.25  # a sole that near to the ledge counts as arrived [m]
 SOLE_SLACK = 0.02  # by so much a sole may be below the platform's height: feet roll and sink a little [m]
 AT_SIDE = 0.05  # a palm is at the box if it is no further from its middle than its side, by that much [m]
@@ -52,7 +52,7 @@ class Stairs(Pickup):
         return spec
 
     def default_params(self) -> BoxStart:
-        """Roughly head-on, as feet cross a ledge; distances are to where the robot halts before it.  A light box."""
+        """Roughly head-on, as feet cross a ledge; distances are to where the robot lines up before it.  A light box."""
         return (
             super()
             .default_params()

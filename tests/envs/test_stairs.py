@@ -10,7 +10,7 @@ import pytest
 from box_views import placed
 
 from envs.experts import base
-from envs.experts.stairs import CLIMB, WALK, StairsExpert
+from envs.experts.stairs import APPROACH, WALK, StairsExpert
 from envs.t1 import gait, kinematics, rotations
 from envs.t1.gait import GaitConfig
 from envs.t1.model import ground_height
@@ -232,7 +232,7 @@ def test_the_expert_climbs_on_feet_that_follow(stairs, start):
         yaw = rotations.yaw_of(at[3:7])
         sides = jnp.array([[FOOT_AHEAD, 0.5 * FOOT_APART], [FOOT_AHEAD, -0.5 * FOOT_APART]])
         feet = jnp.stack([jnp.append(at[:2] + gait.turn(yaw, side), jnp.stack([0.0, yaw])) for side in sides])
-        memory = base.begin(key, jnp.zeros((2, 3))).replace(stage=jnp.int32(CLIMB - 2))
+        memory = base.begin(key, jnp.zeros((2, 3))).replace(stage=jnp.int32(APPROACH))
 
         def action(carry, _):
             memory, state, feet, trunk = carry
@@ -264,7 +264,7 @@ def test_the_expert_climbs_on_feet_that_follow(stairs, start):
     clear = (target[..., 0] < LEDGE - 0.12) | (target[..., 0] > LEDGE + 0.10)
     assert clear[walking].all()
     assert len(np.unique(seconds)) > 8  # habits differ
-    # From where it halts one step crosses the ledge.
+    # From where it lines up one step crosses the ledge.
     assert BEFORE + GaitConfig().ledge_behind < GaitConfig().climb_reach
 
 
