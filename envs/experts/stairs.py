@@ -51,7 +51,7 @@ class StairsExpert(PickupExpert):
         aligned = (jnp.abs(error[1]) < 0.1) & (jnp.abs(error[2]) < 0.15)
         to_ledge, _ = base.walk_to(base.behind(place, jnp.where(aligned, 0.0, 0.15)), at, memory)
         there = jnp.all(jnp.abs(error) < self.patience(memory) * jnp.asarray(TOLERANCE))
-        # It does not halt: a climb out of standing fails far more often than one out of walking (docs/planner.md).
+        # It does not halt before the ledge: in a climb out of standing the weight stays behind, and the robot falls back.
         nxt = jnp.select(
             [
                 (stage == WALK) & ~jnp.any(up),
