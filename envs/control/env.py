@@ -290,7 +290,10 @@ class ControlEnv:
 
     def _place(self, key: Array, params: ControlParams) -> tuple[Array, Array]:
         """`(x, y, yaw)` of the trunk at the start, world, and whether that is at a ledge."""
-        if not self.scene.platforms or self.world is not None:
+        if self.world is not None:
+            # The world moves it from there, at the height of the floor, and walks nobody towards a ledge.
+            return jnp.asarray(OPEN_GROUND), jnp.array(False)
+        if not self.scene.platforms:
             return jnp.zeros(3), jnp.array(False)
         ko, kl, kx, ky, kh, kt = jax.random.split(key, 6)
         lanes = jnp.array([[p.x - p.half_x, 2.0 * p.half_x, p.y] for p in self.scene.platforms])

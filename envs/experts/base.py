@@ -125,6 +125,11 @@ def walk_to(place: Array, base: Array, memory: Memory, fastest: Array | None = N
     return jnp.where(moving, velocity + memory.drift, velocity), error
 
 
+def behind(place: Array, distance: Array | float) -> Array:
+    """`place (3,)` (x, y, heading), moved back by `distance` [m]."""
+    return place - distance * jnp.stack([jnp.cos(place[2]), jnp.sin(place[2]), 0.0])
+
+
 def toward(now: Array, goal: Array, speed: Array) -> Array:
     """Palm targets `(2, 3)` one planner step nearer to `goal`, at `speed` [m/s]."""
     delta = goal - now

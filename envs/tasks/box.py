@@ -12,7 +12,7 @@ from flax import struct
 
 from envs.physics.base import ModelParams
 from envs.t1 import gait, rotations
-from envs.t1.model import Scene
+from envs.t1.model import Platform, Scene
 from envs.tasks.base import View
 from envs.tasks.start import Start, place_robot
 
@@ -54,12 +54,15 @@ class BoxTask:
 
     Args:
       name: of the scene.
+      platforms: of the scene.
+      top: height of the table, above the floor [m].
     """
 
     neq = 0
 
-    def __init__(self, name: str) -> None:
-        self.scene = Scene(name)
+    def __init__(self, name: str, platforms: tuple[Platform, ...] = (), top: float = TABLE_HEIGHT) -> None:
+        self.scene = Scene(name, platforms)
+        self.top = top
         self.box = np.zeros(0, int)
 
     def bind(self, model: mujoco.MjModel) -> None:
@@ -80,9 +83,13 @@ class BoxTask:
         # So far from the edge that all four corners are on the table: a diagonal of two would not carry it.
         x, y = 0.5 * EDGE + 0.04 + params.box_xy * u[0], 5.0 * params.box_xy * u[1]
         yaw = params.box_yaw * u[2]
-        pose = jnp.concatenate([jnp.stack([x, y, TABLE_HEIGHT + 0.5 * EDGE]), rotations.quat_from_yaw(yaw)])
+        pose = jnp.concatenate([jnp.stack([x, y, self.top + 0.5 * EDGE]), rotations.quat_from_yaw(yaw)])
         qpos = qpos.at[self.box].set(pose)
-        return place_robot(kr, qpos, params, self.grasp_place(pose))
+        return place_robot(kr, qpos, params, self.first_place(pose))
+
+    def first_place(self, pose: Array) -> Array:
+        """`(3,)` x, y and heading of the trunk where its work begins, for a box at `pose (7,)`: here, where it grasps."""
+        return self.grasp_place(pose)
 
     def grasp_place(self, pose: Array) -> Array:
         """`(3,)` x, y and heading of a trunk that can grasp the box at `pose (7,)`."""
@@ -112,7 +119,7 @@ class BoxTask:
         """Lowest point of the box above the table [m], whatever its tilt."""
         pose = self.box_pose(view)
         rot = rotations.quat_to_mat(pose[3:])
-        return pose[2] - 0.5 * EDGE * jnp.sum(jnp.abs(rot[2])) - TABLE_HEIGHT
+        return pose[2] - 0.5 * EDGE * jnp.sum(jnp.abs(rot[2])) - self.top
 
     def failure(self, world: Any, view: View) -> Array:
         """The box has fallen off the table."""

@@ -12,11 +12,13 @@ TASKS: dict[str, str] = {
     "pickup": "envs.tasks.pickup:Pickup",
     "transport": "envs.tasks.transport:Transport",
     "door": "envs.tasks.door:Door",
+    "stairs": "envs.tasks.stairs:Stairs",
 }
 EXPERTS: dict[str, str] = {
     "pickup": "envs.experts.pickup:PickupExpert",
     "transport": "envs.experts.transport:TransportExpert",
     "door": "envs.experts.door:DoorExpert",
+    "stairs": "envs.experts.stairs:StairsExpert",
 }
 
 

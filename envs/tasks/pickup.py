@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import mujoco
 from flax import struct
 
-from envs.t1.model import build_spec
+from envs.t1.model import Platform, build_spec
 from envs.tasks import objects
 from envs.tasks.base import PLANNER_DT, View
 from envs.tasks.box import EDGE, TABLE_HALF, TABLE_HEIGHT, BoxTask
@@ -33,10 +33,10 @@ class Pickup(BoxTask):
     seconds = 20.0
     object_layout: ClassVar[dict[str, int]] = {"box": 9, "table": 4}
     privileged_layout: ClassVar[dict[str, int]] = {"box_motion": 8, "held": 1}
-    stages = ("start", "near", "touched", "lifted", "held")
+    stages: ClassVar[tuple[str, ...]] = ("start", "near", "touched", "lifted", "held")
 
-    def __init__(self) -> None:
-        super().__init__(self.name)
+    def __init__(self, platforms: tuple[Platform, ...] = (), top: float = TABLE_HEIGHT) -> None:
+        super().__init__(self.name, platforms, top)
 
     def build(self) -> mujoco.MjSpec:
         """Table and box."""
@@ -50,12 +50,15 @@ class Pickup(BoxTask):
         del view
         return PickupWorld(held=jnp.int32(0))
 
-    def advance(self, world: PickupWorld, view: View) -> PickupWorld:
-        """Counts how long the box has been up; a box flung into the air is not held."""
+    def holds(self, view: View) -> Array:
+        """The box is up, still, and between the hands; one flung into the air is not held."""
         still = jnp.linalg.norm(view.physics.qvel[self.box_vel[:3]]) < 0.5
         near = jnp.linalg.norm(view.local(self.box_pose(view)[:3]) - view.measured.hand_pos.mean(0)) < 0.15
-        up = (self.height(view) > LIFT) & still & near
-        return world.replace(held=jnp.where(up, world.held + 1, 0))
+        return (self.height(view) > LIFT) & still & near
+
+    def advance(self, world: PickupWorld, view: View) -> PickupWorld:
+        """Counts how long the box has been held."""
+        return world.replace(held=jnp.where(self.holds(view), world.held + 1, 0))
 
     def objects(self, world: PickupWorld, view: View) -> Array:
         """Box pose, and the middle of the table's near edge."""

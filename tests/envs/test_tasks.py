@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from box_views import placed
 
 from envs.chunk import Chunked
 from envs.tasks.box import EDGE, TABLE_HEIGHT
@@ -86,18 +87,6 @@ def test_starts_vary_and_nothing_moves_before_the_first_action(pickup, start):
     box = np.asarray(states.physics.qpos[:, pickup.task.box])
     corner = 0.5 * EDGE * np.sqrt(2)
     assert (box[:, 0] > corner * 0.7).all() and (np.abs(box[:, 1]) < 0.5).all()
-
-
-def placed(env, state, **changes):
-    """The view with the box (and task state) somewhere else; hands on both sides of it unless `hands` says otherwise."""
-    view = env.view(state)
-    pose = changes.get("box", jnp.asarray([0.2, 0.0, 0.9, 1, 0, 0, 0], jnp.float32))
-    qpos = view.physics.qpos.at[env.task.box].set(pose)
-    qvel = view.physics.qvel.at[env.task.box_vel[0]].set(changes.get("speed", 0.0))
-    view = view.replace(physics=view.physics.replace(qpos=qpos, qvel=qvel))
-    aside = jnp.array([[0.0, 0.12, 0.0], [0.0, -0.12, 0.0]])
-    hands = changes.get("hands", view.local(pose[:3]) + aside)
-    return view.replace(measured=view.measured.replace(hand_pos=hands))
 
 
 def test_pickup_is_won_by_holding_and_by_nothing_less(pickup, start):
