@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from train.task_args import TeleopArgs
 from train.tasks import HumanoidStage
 from train.teleop_page import page
 from train.teleop_server import Server, listen
-from train.teleop_session import Session
+from train.teleop_session import Robot, Session
 
 STREAM = 0x7E1E
 """Folded into the seed of the starts: no other command plays them."""
@@ -97,11 +98,8 @@ def run_teleop(args: TeleopArgs) -> dict[str, Any]:
         env = stage.env
         shelf.check_fits(env)
         key = jax.random.fold_in(jax.random.key(args.seed), STREAM)
-
-        def store(played: Played, counts: Mapping[str, int]) -> int:
-            return shelf.add(env, played, counts)
-
-        session = Session(env, stage.params, key, store, args.episodes, shelf.counts, args.keep_all)
+        store = functools.partial(shelf.add, env)
+        session = Session(Robot(env, stage.params), key, store, args.episodes, shelf.counts, args.keep_all)
         found = page(args.task, session.scene, listening.getsockname()[1])
         with Server(session, found, listening, PLANNER_DT) as server:
             print(f"rdp teleop: {server.address} (this machine only); Ctrl-C ends", file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ ROLL_RATE = 1.2  # of a palm about its fingers [rad/s]
 GRIP_RATE = 2.0  # of a gripper [1/s]
 ROLL_LIMIT = 0.5 * np.pi
 LEAST_GAP = 0.06  # between the palms' targets, so that hands do not cross [m]
+LARGEST = 1e30  # that is read as a number
 SLOW = 0.4  # share of all rates while the slow key is held
 HANDS = ("both", "left", "right")
 
@@ -202,6 +203,16 @@ def legend() -> list[tuple[str, str, str]]:
     return rows + [(what, _name(key), BUTTONS[button]) for what, key, button in COMMANDS.values()]
 
 
+def numbers(values: Any, name: str) -> list[float]:
+    """`values`, if they are a list of numbers that float32 can hold.  Raises `InputError`."""
+    good = isinstance(values, list) and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < LARGEST for v in values
+    )
+    if not good:
+        raise InputError(f"{name}={values!r:.200}, allowed: a list of finite numbers")
+    return values
+
+
 def _name(code: str) -> str:
     return NAMES.get(code, code.removeprefix("Key"))
 
@@ -215,10 +226,5 @@ def _columns(roll: np.ndarray) -> np.ndarray:
 
 def _numbers(raw: Mapping[str, Any], name: str, count: int) -> Sequence[float]:
     """`count` numbers within [-1, 1]; those that a device does not have are 0."""
-    values = raw.get(name, [])
-    good = isinstance(values, list) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v) for v in values
-    )
-    if not good:
-        raise InputError(f"{name}={values!r}, allowed: a list of finite numbers")
+    values = numbers(raw.get(name, []), name)
     return [*(float(np.clip(v, -1.0, 1.0)) for v in values[:count]), *[0.0] * (count - len(values))]

@@ -200,12 +200,20 @@ class Server:
     def _hear(self, connection: ServerConnection, message: Any) -> None:
         """Takes one message in; a bad one is answered, and changes nothing."""
         try:
-            found = json.loads(message)
-            if not isinstance(found, dict):
-                raise InputError(f"{str(message)[:80]!r}, allowed: a JSON object")
-            self.session.hear(found)
-        except (InputError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            self.session.hear(_parse(message))
+        except InputError as error:
             connection.send(json.dumps({"error": str(error)}))
 
     def _send(self, connection: ServerConnection) -> None:
         connection.send(json.dumps({**self.session.show(), "pace": self.pace.factor}, allow_nan=False))
+
+
+def _parse(message: str | bytes) -> dict[str, Any]:
+    """A message as a dictionary.  Raises `InputError`."""
+    try:
+        found = json.loads(message)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{message[:80]!r}, allowed: a JSON object")
+    return found

@@ -22,6 +22,34 @@ BUTTONS_OF_THE_PAGE = (*T.COMMANDS, "finish")
 TARGETS = (("left palm's target", "#e11d8f"), ("right palm's target", "#0ea5e9"))
 
 
+class Robot:
+    """One robot in a task's environment, compiled once.
+
+    Args:
+      env: the environment.
+      params: its parameters.
+    """
+
+    def __init__(self, env: Hierarchy, params: Any):
+        self.env, self.params = env, params
+        self._reset = jax.jit(lambda key, params: _told(env.reset(key, params)))
+        self._step = jax.jit(lambda state, action, params: _told(env.step(state, action, params)))
+        # Here, so that nobody's first step waits for the compiler.
+        self.step(self.reset(jax.random.key(0))[0], np.zeros(ACTION_DIM, np.float32))
+
+    def reset(self, key: jax.Array) -> tuple[State, dict[str, Any]]:
+        """A start, and what of it is needed on the host (`_told`)."""
+        return self._fetch(self._reset(key, self.params))
+
+    def step(self, state: State, action: np.ndarray) -> tuple[State, dict[str, Any]]:
+        """After `action (23,)`, likewise."""
+        return self._fetch(self._step(state, action, self.params))
+
+    @staticmethod
+    def _fetch(result: tuple[State, Any]) -> tuple[State, dict[str, Any]]:
+        return result[0], jax.device_get(result[1])
+
+
 class Session:
     """The episode under way and what to do about it.  One caller at a time.
 
@@ -29,8 +57,7 @@ class Session:
     and `ended` when the task says so.  `keep` hands it on; without that nothing of it remains.
 
     Args:
-      env: the task's environment.
-      params: its parameters.
+      robot: who plays.
       key: of the stream of starts.
       store: takes a kept episode and the counts `{"tried", "won", "next"}`; returns how many are kept by now.
       wanted: episodes to keep; then the session is `done`.
@@ -40,45 +67,36 @@ class Session:
 
     def __init__(
         self,
-        env: Hierarchy,
-        params: Any,
+        robot: Robot,
         key: jax.Array,
         store: Callable[[Played, Mapping[str, int]], int],
         wanted: int,
         counts: Mapping[str, int] | None = None,
         keep_all: bool = False,
     ):
-        self.env, self.params, self.key, self.store = env, params, key, store
+        self.robot, self.env, self.key, self.store = robot, robot.env, key, store
         self.wanted, self.keep_all = wanted, keep_all
         found = {"tried": 0, "won": 0, "next": 0, "kept": 0, **(counts or {})}
         self.tried, self.won, self.number, self.kept = (found[k] for k in ("tried", "won", "next", "kept"))
         self.total_steps = 0
-        self._reset = jax.jit(lambda key, params: _told(env.reset(key, params)))
-        self._step = jax.jit(lambda state, action, params: _told(env.step(state, action, params)))
         self.inputs, self.aim = T.Inputs(), T.aim_from(np.zeros((2, 3)))
         self._given: np.ndarray | None = None
         self._begin()
-        # Compiled here, so that nobody's first step waits for it.
-        jax.block_until_ready(self._step(self.state, np.zeros(ACTION_DIM, np.float32), params))
         markers = [Marker(name, "sphere", p, None, 0.022, color) for (name, color), p in zip(TARGETS, self._targets())]
-        self._replay = Replay(env.control.model, self._now["qpos"][None], 1.0 / env.spec.control_dt, markers=markers)
+        model, dt = self.env.control.model, self.env.spec.control_dt
+        self._replay = Replay(model, self._now["qpos"][None], 1.0 / dt, markers=markers)
         self.scene = self._replay.to_dict()
         if self.kept >= wanted:
             self.phase = DONE
 
     def _begin(self) -> None:
         """The start of the present number."""
-        self.state: State
-        self.state, self._now = self._fetch(self._reset(start_keys(self.key, np.array([self.number]))[0], self.params))
+        self.state, self._now = self.robot.reset(start_keys(self.key, np.array([self.number]))[0])
         self.aim = dataclasses.replace(T.aim_from(self._now["hands"]), active=self.aim.active)
         self.phase, self.outcome = READY, ""
         self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._sums = dict.fromkeys(MEANS, 0.0)
         self._fresh = True
-
-    @staticmethod
-    def _fetch(result: tuple[State, Any]) -> tuple[State, Any]:
-        return result[0], jax.device_get(result[1])
 
     # --- what is asked ---------------------------------------------------------------------------------------------------
 
@@ -86,8 +104,8 @@ class Session:
         """Takes in one message of a client.
 
         Args:
-          message: any of `do`, one of `BUTTONS_OF_THE_PAGE`; `keys`, `axes`, `buttons` as in `teleop_input.read`; and, for programs
-            and other devices, `action` in their place, the `(23,)` numbers of the planner's action itself.
+          message: any of `do`, one of `BUTTONS_OF_THE_PAGE`; `keys`, `axes`, `buttons` as in `teleop_input.read`; or, for a
+            program or another device, `action`, the `(23,)` numbers of the planner's action itself.
 
         Raises:
           InputError: a field is not what is allowed, or the command is not possible now; the session stays as it was.
@@ -168,7 +186,7 @@ class Session:
             hands = np.clip(action[3:21].reshape(2, 9)[:, :3], T.LOW, T.HIGH)
             self.aim = dataclasses.replace(self.aim, hands=hands, grip=np.clip(action[21:], 0.0, 1.0))
         self._rows.append((self._now["frame"], action, self._now["qpos"]))
-        self.state, self._now = self._fetch(self._step(self.state, action, self.params))
+        self.state, self._now = self.robot.step(self.state, action)
         self.total_steps += 1
         for name in MEANS:
             self._sums[name] += float(self._now["metrics"][name])
@@ -243,10 +261,7 @@ def _told(state: State) -> tuple[State, dict[str, Any]]:
 
 
 def _action(values: Any) -> np.ndarray:
-    good = isinstance(values, list) and len(values) == ACTION_DIM
-    if not good or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        raise T.InputError(f"action={values!r}, allowed: {ACTION_DIM} numbers")
-    action = np.asarray(values, np.float32)
-    if not np.isfinite(action).all():
-        raise T.InputError(f"action={values!r}, allowed: {ACTION_DIM} finite numbers")
-    return action
+    found = T.numbers(values, "action")
+    if len(found) != ACTION_DIM:
+        raise T.InputError(f"action={values!r:.200}, allowed: {ACTION_DIM} numbers")
+    return np.asarray(found, np.float32)

@@ -52,7 +52,8 @@
       this.orbit = new RDP.Orbit();
       this.orbit.look(...BACK);
       this.orbit.dist = 2.8;
-      this.orbit.listen(this.frame, () => {});
+      this.orbit.listen(this.frame, () => (this.dirty = true));
+      this.dirty = true;
       this.ease = new RDP.Ease();
       this.controls = new Controls(setup.held);
       this.pressed = new Set(); // buttons of the gamepad that were down at the last look
@@ -114,8 +115,8 @@
         return;
       }
       if (now.phase === "running") this.send();
+      this.live.push(now.poses, now.targets, performance.now(), now.fresh || !this.now);
       this.now = now;
-      this.live.push(now.poses, now.targets, performance.now(), now.fresh);
       const slow = now.pace !== null && now.pace < 0.95 && now.phase === "running";
       const words = {
         ready: "ready: any movement starts the recording", running: "", paused: "paused", done: "done; close this page",
@@ -147,7 +148,10 @@
 
     draw(at, seconds) {
       this._look();
-      RDP.fit(this.stage, this.frame);
+      // A picture that stands still costs nothing: the simulation may need the processor.
+      const still = at > this.live.came + this.live.gap + 1500;
+      if (!RDP.fit(this.stage, this.frame) && still && !this.dirty) return;
+      this.dirty = false;
       const place = this.live.sample(at), heading = this.live.heading(), rate = 1 - Math.exp(-4 * seconds);
       const jump = !this.focus || Math.hypot(...place.map((v, k) => v - this.focus[k])) > 1;
       this.focus = jump ? place : this.focus.map((v, k) => v + rate * (place[k] - v));
