@@ -15,7 +15,7 @@ from rdp_jax.config import ConfigError, chosen, ranged
 from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import PlannerConfig
-from train.args import Common, Resumable, input_file, optional, said
+from train.args import BACKENDS, Common, Resumable, input_file, optional, said
 from train.names import T1_TASKS, TASKS
 
 
@@ -79,15 +79,8 @@ class TeleopArgs(DemonstrationFlags):
     keep_all: bool = said(
         False, "let failed and unfinished episodes be kept too (`rdp pretrain` imitates all that are kept)"
     )
-
-    def resolved(self) -> TeleopArgs:
-        """One robot is fastest in the native engine, whatever the machine."""
-        return dataclasses.replace(self, backend="native") if self.backend == "auto" else self
-
-    def check(self) -> None:
-        super().check()
-        if self.num_envs not in (None, 1):
-            raise ConfigError("num_envs", self.num_envs, "1: one person drives one robot")
+    backend: str = chosen("native", BACKENDS, "physics: one robot is fastest in native, whatever the machine")
+    num_envs: int | None = optional(1, 1, "one person drives one robot")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from envs.t1 import gait, rotations
 from envs.tasks.catalog import make_expert
 from rdp_jax.config import ConfigError
 from rdp_jax.data import episodes as E
@@ -39,6 +40,7 @@ from train.teleop_server import TAKEN, Pace, Server, listen
 from train.teleop_session import Robot, Session
 
 ROOT = Path(__file__).parents[2]
+KEYBOARD_STARTS = 6
 KEY = jax.random.fold_in(jax.random.key(0), STREAM)
 
 
@@ -530,3 +532,74 @@ def test_the_page_drives_the_robot(robot, tmp_path):
             Browser.wait(lambda: browser.run("document.querySelector('.banner').textContent").startswith("done"))
         finally:
             browser.close()
+
+
+# --- is it enough to play with? -------------------------------------------------------------------------------------------
+
+
+def keys_for(session, seen, closing):
+    """What a person with an eye for distances would hold down to lift the box; `closing` once the robot stands right.
+
+    Args:
+      session: its aim is where the hands have been sent.
+      seen: middle of the box in the trunk frame [m], and how far the robot is from where it can grasp: ahead, aside [m], turn [rad].
+      closing: steps since the palms began to close, None before.
+    """
+    box, error = seen
+    keys = set()
+
+    def hold(value, tolerance, more, less):
+        if abs(value) > tolerance:
+            keys.add(more if value > 0 else less)
+
+    hands = session.aim.hands
+    middle, gap = hands.mean(0), float(hands[0, 1] - hands[1, 1])
+    if closing is None:
+        straight = abs(error[1]) < 0.06 and abs(error[2]) < 0.15
+        hold(error[0] - (0.0 if straight else 0.14), 0.03, "KeyW", "KeyS")
+        hold(error[1], 0.025, "KeyA", "KeyD")
+        hold(error[2], 0.07, "KeyQ", "KeyE")
+        ahead = box[0] if np.linalg.norm(error[:2]) < 0.25 else 0.30
+        for value, more, less in ((ahead - middle[0], "KeyI", "KeyK"), (box[2] - middle[2], "KeyO", "KeyU")):
+            hold(value, 0.02, more, less)
+        hold(gap - 0.42, 0.02, "KeyF", "KeyG")
+        if np.linalg.norm(error[:2]) < 0.15:
+            keys.add("ShiftLeft")
+    else:
+        hold(gap - 0.145, 0.012, "KeyF", "KeyG")
+        if closing > 20:
+            keys.add("KeyO")
+    return keys
+
+
+@pytest.mark.slow
+def test_the_box_can_be_lifted_with_keys_alone(robot):
+    """One of a few starts is won by somebody who presses what `keys_for` says."""
+    task, env = robot.env.task, robot.env
+
+    @jax.jit
+    def look(state):
+        view = env.view(state)
+        pose, base = task.box_pose(view), view.measured.base
+        place = task.grasp_place(pose)
+        ahead = gait.turn(-base[3], place[:2] - base[:2])
+        return view.local(pose[:3]), jnp.append(ahead, rotations.wrap_angle(place[2] - base[3]))
+
+    session = Session(robot, KEY, lambda *_: 0, 1)
+    outcomes = []
+    while "won" not in outcomes and len(outcomes) < KEYBOARD_STARTS:
+        closing, settled = None, 0
+        while session.phase in ("ready", "running"):
+            seen = jax.device_get(look(session.state))
+            keys = keys_for(session, seen, closing)
+            settled = settled + 1 if not keys - {"ShiftLeft"} else 0
+            if closing is None and settled >= 8:
+                closing = 0
+            elif closing is not None:
+                closing += 1
+            session.hear({"keys": sorted(keys) or ["KeyW"] if session.phase == "ready" else sorted(keys)})
+            session.step()
+        outcomes.append(session.outcome)
+        session.hear({"do": "discard"})
+    print(outcomes)
+    assert "won" in outcomes
