@@ -414,7 +414,15 @@ def test_pace_keeps_time_and_tells_of_slowness():
 def test_the_command_ends_well_with_control_c(tmp_path):
     out = tmp_path / "out"
     words = [sys.executable, "-m", "train.cli", "teleop", "--out", str(out), "--keep-all", "--json"]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a shell, Ctrl-C is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     watchdog = threading.Timer(500, process.kill)
     watchdog.start()
     try:
@@ -442,6 +450,11 @@ def test_the_command_ends_well_with_control_c(tmp_path):
 
 
 # --- in a browser ---------------------------------------------------------------------------------------------------------
+
+
+GAMEPAD = """navigator.getGamepads = () => [null, { mapping: "standard", axes: [0, -1, 0, 0],
+  buttons: Array.from({ length: 17 }, (_, i) => ({ value: Number(i === 10), pressed: i === 10 })) }]"""
+"""A left stick pushed ahead and pressed."""
 
 
 class Browser:
@@ -524,6 +537,10 @@ def test_the_page_drives_the_robot(robot, tmp_path):
             steps = len(session._rows)
             browser.key("KeyH")
             Browser.wait(lambda: session.aim.active == "left")
+            browser.run(GAMEPAD)
+            Browser.wait(lambda: session.inputs.forward == 1.0 and session.aim.active == "right")
+            browser.run("navigator.getGamepads = () => []")
+            Browser.wait(lambda: session.inputs.idle)
             browser.key("Enter")
             Browser.wait(lambda: session.kept == 1)
             assert E.load(tmp_path / "out" / FILE).length.tolist() == [steps]

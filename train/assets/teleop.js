@@ -138,8 +138,7 @@
     // A gamepad tells nothing by itself: looked at once per picture.
     _look() {
       const pad = this.controls.pad(), down = new Set();
-      if (!pad) return;
-      pad.buttons.forEach((b, i) => b.pressed && down.add(i));
+      if (pad) pad.buttons.forEach((b, i) => b.pressed && down.add(i));
       const fresh = this.setup.presses.find((p) => down.has(p.button) && !this.pressed.has(p.button));
       this.pressed = down;
       if (fresh) this.send(fresh.do);
