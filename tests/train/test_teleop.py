@@ -554,44 +554,61 @@ def test_the_page_drives_the_robot(robot, tmp_path):
 # --- is it enough to play with? -------------------------------------------------------------------------------------------
 
 
-def keys_for(session, seen, closing):
-    """What a person with an eye for distances would hold down to lift the box; `closing` once the robot stands right.
+class Presser:
+    """Somebody with an eye for distances who lifts the box with keys alone: walk up, stand, close the palms, lift."""
 
-    Args:
-      session: its aim is where the hands have been sent.
-      seen: middle of the box in the trunk frame [m], and how far the robot is from where it can grasp: ahead, aside [m], turn [rad].
-      closing: steps since the palms began to close, None before.
-    """
-    box, error = seen
-    keys = set()
+    NEAR = (0.035, 0.03, 0.08)  # ahead, aside [m], turn [rad]
 
-    def hold(value, tolerance, more, less):
-        if abs(value) > tolerance:
-            keys.add(more if value > 0 else less)
+    def __init__(self):
+        self.arrived, self.quiet, self.closing = False, 0, None
 
-    hands = session.aim.hands
-    middle, gap = hands.mean(0), float(hands[0, 1] - hands[1, 1])
-    if closing is None:
-        straight = abs(error[1]) < 0.06 and abs(error[2]) < 0.15
-        hold(error[0] - (0.0 if straight else 0.14), 0.03, "KeyW", "KeyS")
-        hold(error[1], 0.025, "KeyA", "KeyD")
-        hold(error[2], 0.07, "KeyQ", "KeyE")
+    def keys(self, hands, box, error):
+        """Keys held down.
+
+        Args:
+          hands: `(2, 3)` where they have been sent, trunk frame [m].
+          box: `(3,)` its middle, likewise.
+          error: `(3,)` what is missing to where the box can be grasped, as `NEAR`.
+        """
+        held = set()
+
+        def hold(value, tolerance, more, less):
+            if abs(value) > tolerance:
+                held.add(more if value > 0 else less)
+
+        middle, gap = hands.mean(0), float(hands[0, 1] - hands[1, 1])
+        if self.closing is not None:
+            self.closing += 1
+            hold(0.14 - gap, 0.012, "KeyG", "KeyF")
+            if self.closing > 18:
+                held.add("KeyO")
+            return held
+        share = np.abs(error) / self.NEAR
+        self.arrived = bool((share < (2.5 if self.arrived else 1.0)).all())
+        if not self.arrived:
+            straight = abs(error[1]) < 0.06 and abs(error[2]) < 0.15
+            for value, near, more, less in zip(
+                error - np.array([0.0 if straight else 0.14, 0, 0]),
+                self.NEAR,
+                ("KeyW", "KeyA", "KeyQ"),
+                ("KeyS", "KeyD", "KeyE"),
+            ):
+                hold(value, 0.5 * near, more, less)
+            if np.linalg.norm(error[:2]) < 0.12:
+                held.add("ShiftLeft")
         ahead = box[0] if np.linalg.norm(error[:2]) < 0.25 else 0.30
-        for value, more, less in ((ahead - middle[0], "KeyI", "KeyK"), (box[2] - middle[2], "KeyO", "KeyU")):
-            hold(value, 0.02, more, less)
-        hold(gap - 0.42, 0.02, "KeyF", "KeyG")
-        if np.linalg.norm(error[:2]) < 0.15:
-            keys.add("ShiftLeft")
-    else:
-        hold(gap - 0.145, 0.012, "KeyF", "KeyG")
-        if closing > 20:
-            keys.add("KeyO")
-    return keys
+        hold(ahead - middle[0], 0.02, "KeyI", "KeyK")
+        hold(box[2] - middle[2], 0.02, "KeyO", "KeyU")
+        hold(0.42 - gap, 0.02, "KeyG", "KeyF")
+        self.quiet = 0 if held else self.quiet + 1
+        if self.quiet >= 8:
+            self.closing = 0
+        return held
 
 
 @pytest.mark.slow
 def test_the_box_can_be_lifted_with_keys_alone(robot):
-    """One of a few starts is won by somebody who presses what `keys_for` says."""
+    """One of a few starts is won by `Presser`: the mapping leaves nothing out."""
     task, env = robot.env.task, robot.env
 
     @jax.jit
@@ -605,18 +622,11 @@ def test_the_box_can_be_lifted_with_keys_alone(robot):
     session = Session(robot, KEY, lambda *_: 0, 1)
     outcomes = []
     while "won" not in outcomes and len(outcomes) < KEYBOARD_STARTS:
-        closing, settled = None, 0
+        person = Presser()
         while session.phase in ("ready", "running"):
-            seen = jax.device_get(look(session.state))
-            keys = keys_for(session, seen, closing)
-            settled = settled + 1 if not keys - {"ShiftLeft"} else 0
-            if closing is None and settled >= 8:
-                closing = 0
-            elif closing is not None:
-                closing += 1
-            session.hear({"keys": sorted(keys) or ["KeyW"] if session.phase == "ready" else sorted(keys)})
+            held = person.keys(session.aim.hands, *jax.device_get(look(session.state)))
+            session.hear({"keys": sorted(held)})
             session.step()
         outcomes.append(session.outcome)
         session.hear({"do": "discard"})
-    print(outcomes)
-    assert "won" in outcomes
+    assert "won" in outcomes, outcomes
