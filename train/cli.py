@@ -81,6 +81,12 @@ COMMANDS = (
         "train.collect:run_collect",
     ),
     Command(
+        "teleop",
+        "Demonstrate a task yourself, by keyboard or gamepad in a browser.",
+        "train.task_args:TeleopArgs",
+        "train.teleop:run_teleop",
+    ),
+    Command(
         "pretrain",
         "Imitate demonstrations.",
         "train.task_args:PretrainArgs",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,17 @@ import jax
 import numpy as np
 
 from envs.tasks.catalog import make_expert
-from envs.tasks.command import ACTION_LAYOUT
 from rdp_jax.config import ConfigError
 from rdp_jax.data import episodes as E
-from rdp_jax.runs import git_revision, versions
 from train import output
+from train.demonstrations import FILE, check_recipe, from_played, held, noted
 from train.medium import record_medium
 from train.names import GYM_TASKS
-from train.rollouts import ExpertPlayer, Played, Theatre
+from train.rollouts import ExpertPlayer, Theatre
 from train.task_args import CollectArgs
 from train.tasks import HumanoidStage
 
 STREAM = 0xDE30
-FILE = "episodes.safetensors"
 
 
 def run_collect(args: CollectArgs) -> dict[str, Any]:
@@ -36,7 +33,7 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
     path = args.out / FILE
     if args.task in GYM_TASKS:
         return _collect_medium(args, path, start)
-    kept, tried, won = _previous(args, path)
+    kept, tried, won = _previous(args)
     stage = HumanoidStage(args)
     env, params = stage.env, stage.params
     theatre = Theatre(env, ExpertPlayer(make_expert(args.task, env)), record=True)
@@ -51,16 +48,16 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
             steps += int(played.steps.sum())
             if tried >= 10 * at_once and won < 0.01 * tried:
                 raise RuntimeError(f"the expert won {won} of {tried} episodes; nothing to learn from")
-            fresh = _episodes(args, env, played, tried, won)
+            fresh = from_played(env, played, np.flatnonzero(played.success), _recipe(args), tried=tried, won=won)
             if fresh is not None:
                 kept = fresh if kept is None else E.concatenate([kept, fresh])
                 # The counts of all batches so far belong to the whole file.
-                kept = _noted(kept, tried=tried, won=won, whole=None)
+                kept = noted(kept, tried=tried, won=won, whole=None)
                 E.save(path, kept, overwrite=True)
             bar.update(min(len(kept) if kept else 0, args.episodes), steps, f"success {won / tried:.2f}")
     if whole is not None and len(kept) > args.episodes:
         # The last batch is cut short here, and played again by whoever wants more.
-        kept = _noted(E.take(kept, np.arange(args.episodes)), whole=whole)
+        kept = noted(E.take(kept, np.arange(args.episodes)), whole=whole)
         E.save(path, kept, overwrite=True)
     metrics = {
         "episodes": tried,
@@ -79,10 +76,6 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
         task=args.task,
         env_steps=steps,
     )
-
-
-def _noted(episodes: E.Episodes, **entries: Any) -> E.Episodes:
-    return dataclasses.replace(episodes, metadata={**episodes.metadata, **entries})
 
 
 def _collect_medium(args: CollectArgs, path: Path, start: float) -> dict[str, Any]:
@@ -114,51 +107,14 @@ def _recipe(args: CollectArgs) -> dict[str, Any]:
     }
 
 
-def _previous(args: CollectArgs, path: Any) -> tuple[E.Episodes | None, int, int]:
+def _previous(args: CollectArgs) -> tuple[E.Episodes | None, int, int]:
     """What a directory holds already.  Raises `ConfigError` unless it may be used."""
-    if not path.exists():
+    assert args.out is not None
+    kept = held(args.out, args.resume)
+    if kept is None:
         return None, 0, 0
-    if not args.resume:
-        raise ConfigError("out", str(args.out), "a directory without demonstrations, or --resume")
-    kept = E.load(path)
-    theirs, ours = kept.metadata.get("recipe"), _recipe(args)
-    if theirs != ours:
-        raise ConfigError("resume", str(args.out), f"the recipe of its demonstrations, {theirs}; now {ours}")
+    check_recipe(args.out, kept.metadata.get("recipe"), _recipe(args))
     whole = kept.metadata.get("whole")
     if whole is None or len(kept) >= args.episodes:
         return kept, int(kept.metadata["tried"]), int(kept.metadata["won"])
     return E.take(kept, np.arange(whole["kept"])) if whole["kept"] else None, int(whole["tried"]), int(whole["won"])
-
-
-def _episodes(args: CollectArgs, env: Any, played: Played, tried: int, won: int) -> E.Episodes | None:
-    """The successful episodes of a batch."""
-    index = np.flatnonzero(played.success)
-    if not len(index):
-        return None
-    assert played.frames is not None and played.actions is not None and played.qpos is not None
-    steps = played.steps[index]
-
-    def cut(track):
-        return [track[:n, i] for i, n in zip(index, steps)]
-
-    reward = [np.eye(1, n, n - 1, dtype=np.float32)[0] for n in steps]
-    metadata = {
-        "task": args.task,
-        "recipe": _recipe(args),
-        "observations": list(env.frame_layout.items()),
-        "actions": list(ACTION_LAYOUT.items()),
-        "control_dt": env.spec.control_dt,
-        "tried": tried,
-        "won": won,
-        "versions": versions(),
-        "git": git_revision(),
-    }
-    return E.from_lists(
-        cut(played.frames),
-        cut(played.actions),
-        reward,
-        [True] * len(index),
-        played.seed[index].tolist(),
-        {"qpos": cut(played.qpos)},
-        metadata,
-    )

@@ -61,10 +61,7 @@ def replay_of(env: Hierarchy, played: Played, episode: int) -> Replay:
     assert played.qpos is not None
     steps = int(played.steps[episode])
     dt = env.spec.control_dt
-    ending = "won" if played.success[episode] else "fell" if played.fall[episode] else "dropped it"
-    if not (played.success[episode] or played.fall[episode] or played.drop[episode]):
-        ending = "time ran out"
-    captions = [Caption(0.0, env.task.name), Caption(max(steps - 5, 1) * dt, ending)]
+    captions = [Caption(0.0, env.task.name), Caption(max(steps - 5, 1) * dt, played.ending(episode))]
     return Replay(env.control.model, played.qpos[:steps, episode], 1.0 / dt, captions=captions)
 
 

@@ -20,7 +20,7 @@ from rdp_jax.data.foreign import is_lerobot, load_foreign
 from rdp_jax.planner import Bundle, Dims, Planner, make_policy, save
 from rdp_jax.runs import Run, git_revision, versions
 from train import output
-from train.collect import FILE
+from train.demonstrations import FILE
 from train.task_args import PretrainArgs
 from train.tasks import check_fits, set_up
 

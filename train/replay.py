@@ -67,7 +67,7 @@ class Replay:
 
     Frames are thinned by a whole number so that at most about `max_fps` of them remain; marker arrays have the same T as
     `qpos` and are thinned with it. Geoms in `groups` are shown unless fully transparent. The camera follows body `track`
-    (by default one with a trunk's name, else the first with a free joint).
+    (by default one with a trunk's name, else the first with a free joint); `ids` numbers the bodies stored.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Replay:
         shown = [i for i in range(model.ngeom) if model.geom_group[i] in groups and _rgba(model, i)[3] > 0.0]
         track_id = _track_body(model, track)
         ids = sorted({int(model.geom_bodyid[i]) for i in shown} | {track_id})
+        self.ids = ids
         self.bodies = [model.body(i).name or f"body{i}" for i in ids]
         self.track = ids.index(track_id)
         self.geoms = [_geom(model, i, ids.index(int(model.geom_bodyid[i]))) for i in shown]

@@ -30,7 +30,8 @@ import numpy as np
 from train.replay import Replay
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("three.bundle.min.js", "replay_data.js", "stage_gl.js", "stage_2d.js", "viewer.js")
+STAGE_SCRIPTS = ("three.bundle.min.js", "replay_data.js", "stage_gl.js", "stage_2d.js", "camera.js")
+SCRIPTS = (*STAGE_SCRIPTS, "viewer.js")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 SERIES_COLORS = 6  # --s0 .. --s5 in report.css
 DASHES = ("solid", "dashed", "dotted")
@@ -123,36 +124,19 @@ class Report:
         if not panels:
             raise ValueError(f"replay {name!r}: nothing to show")
         shown = [{"label": k, "replay": r.to_dict() if isinstance(r, Replay) else r} for k, r in panels.items()]
-        data = json.dumps({"panels": shown, "side_by_side": side_by_side}, separators=(",", ":"), allow_nan=False)
-        data = data.replace("<", "\\u003c")
         head = f"<h3>{html.escape(name)}</h3>" + (f"<p>{_inline(text)}</p>" if text else "")
-        script = f'<script type="application/json">{data}</script>'
+        script = inline_data({"panels": shown, "side_by_side": side_by_side})
         return self._add("replay", f'<section class="replay">{head}{script}</section>')
 
     def render(self) -> str:
-        """The whole page; ValueError where something in it would reach outside the file."""
+        """The whole page; see `document`."""
         body = []
         for i, (kind, part) in enumerate(self._parts):
             opens = kind == "plot" and (i == 0 or self._parts[i - 1][0] != "plot")
             closes = kind == "plot" and (i + 1 == len(self._parts) or self._parts[i + 1][0] != "plot")
             body.append(('<div class="plots">' if opens else "") + part + ("</div>" if closes else ""))
-        page = "\n".join(
-            [
-                '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
-                f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-                '<meta name="viewport" content="width=device-width, initial-scale=1">',
-                f"<title>{html.escape(self.title)}</title>",
-                f"<style>\n{_asset('report.css')}</style></head><body>",
-                self._navigation(),
-                f"<main><header><h1>{html.escape(self.title)}</h1>{self._subtitle()}</header>",
-                *body,
-                f"</main>{self._viewer()}</body></html>\n",
-            ]
-        )
-        reach = EXTERNAL.search(page)
-        if reach:
-            raise ValueError(f"a report stands alone, but this one refers outside: {page[reach.start() :][:80]!r}")
-        return page
+        head = f"<header><h1>{html.escape(self.title)}</h1>{self._subtitle()}</header>"
+        return document(self.title, [self._navigation(), f"<main>{head}", *body, f"</main>{self._viewer()}"])
 
     def write(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Writes the page, whole or not at all. An existing file is left alone (FileExistsError) unless `overwrite`."""
@@ -192,8 +176,44 @@ class Report:
     def _viewer(self) -> str:
         if not any(kind == "replay" for kind, _ in self._parts):
             return '<script>document.documentElement.setAttribute("data-ready", "0")</script>'
-        scripts = "".join(f"<script>{_asset(name)}</script>\n" for name in SCRIPTS)
-        return f"\n{scripts}<script>RDP.start()</script>"
+        return f"\n{scripts(SCRIPTS)}<script>RDP.start()</script>"
+
+
+def document(title: str, body: Sequence[str], policy: str = POLICY, styles: Sequence[str] = ("report.css",)) -> str:
+    """A whole page with its style inside; ValueError where something in it would reach outside the file.
+
+    Args:
+      title: of the window.
+      body: pieces of HTML.
+      policy: what the page may load and connect to.
+      styles: names of assets.
+    """
+    page = "\n".join(
+        [
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{html.escape(title)}</title>",
+            f"<style>\n{''.join(map(_asset, styles))}</style></head><body>",
+            *body,
+            "</body></html>\n",
+        ]
+    )
+    reach = EXTERNAL.search(page)
+    if reach:
+        raise ValueError(f"a page stands alone, but this one refers outside: {page[reach.start() :][:80]!r}")
+    return page
+
+
+def scripts(names: Sequence[str]) -> str:
+    """Assets as script elements."""
+    return "".join(f"<script>{_asset(name)}</script>\n" for name in names)
+
+
+def inline_data(value: Any) -> str:
+    """JSON as a script element that a page's scripts can read; no text in it can end the element."""
+    data = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return f'<script type="application/json">{data}</script>'
 
 
 def _asset(name: str) -> str:

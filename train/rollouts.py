@@ -96,6 +96,14 @@ class Played:
     actions: np.ndarray | None = None
     qpos: np.ndarray | None = None
 
+    def ending(self, episode: int) -> str:
+        """How an episode ended, in words."""
+        if self.success[episode]:
+            return "won"
+        if self.fall[episode]:
+            return "fell"
+        return "dropped it" if self.drop[episode] else "time ran out"
+
     @staticmethod
     def join(parts: list[Played]) -> Played:
         """All episodes; recordings are dropped, unless there is but one part."""
@@ -106,6 +114,11 @@ class Played:
             **{name: np.concatenate([getattr(p, name) for p in parts]) for name in names},
             means={name: np.concatenate([p.means[name] for p in parts]) for name in MEANS},
         )
+
+
+def start_keys(key: Array, numbers: np.ndarray) -> Array:
+    """`(E,)` keys of the resets of episodes `numbers (E,)`; `key` is that of their stream."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.split(key)[0], jnp.asarray(numbers, jnp.uint32))
 
 
 class Theatre:
@@ -155,10 +168,8 @@ class Theatre:
 
         `progress` is told, now and then, how many episodes have ended and how many steps were made.
         """
-        start_key, play_key = jax.random.split(key)
-        indices = jnp.asarray(numbers, jnp.uint32)
-        states = self._reset(jax.vmap(jax.random.fold_in, (None, 0))(start_key, indices), env_params)
-        memory = self._start(jax.random.fold_in(play_key, int(numbers[0])), states)
+        states = self._reset(start_keys(key, numbers), env_params)
+        memory = self._start(jax.random.fold_in(jax.random.split(key)[1], int(numbers[0])), states)
         count = len(numbers)
         zero = jnp.zeros(count)
         carry = (

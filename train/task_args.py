@@ -15,7 +15,7 @@ from rdp_jax.config import ConfigError, chosen, ranged
 from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import PlannerConfig
-from train.args import Common, Resumable, input_file, optional, said
+from train.args import BACKENDS, Common, Resumable, input_file, optional, said
 from train.names import T1_TASKS, TASKS
 
 
@@ -41,14 +41,9 @@ def with_own_controller(args: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CollectArgs(TaskFlags):
-    """Collect demonstrations into `--out`/episodes.safetensors.
+class DemonstrationFlags(TaskFlags):
+    """Flags of commands that fill a directory with demonstrations."""
 
-    T1 tasks: successes of the heuristic expert.  Gym tasks: a policy that our own PPO learns first, up to the return of D4RL's
-    medium data, recorded with its noise.
-    """
-
-    episodes: int = ranged(50, 1, 10**7, "successful episodes to keep")
     resume: bool = said(False, "go on from what --out holds already")
 
     def check(self) -> None:
@@ -57,6 +52,35 @@ class CollectArgs(TaskFlags):
             raise ConfigError("out", None, "a directory for the demonstrations")
         if self.resume and not self.out.is_dir():
             raise ConfigError("resume", self.resume, "only with --out naming an existing directory")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CollectArgs(DemonstrationFlags):
+    """Collect demonstrations into `--out`/episodes.safetensors.
+
+    T1 tasks: successes of the heuristic expert.  Gym tasks: a policy that our own PPO learns first, up to the return of D4RL's
+    medium data, recorded with its noise.
+    """
+
+    episodes: int = ranged(50, 1, 10**7, "successful episodes to keep")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeleopArgs(DemonstrationFlags):
+    """Demonstrate a T1 task yourself: drive the robot by keyboard or gamepad in a browser; into `--out`/episodes.safetensors.
+
+    The address of the page is printed; it can be reached from this machine only.  Ends when `--episodes` are kept, by the page's
+    button, or by Ctrl-C; each episode is on disk as soon as it is kept.
+    """
+
+    task: str = chosen("pickup", T1_TASKS, "task")
+    episodes: int = ranged(10, 1, 10**7, "episodes to keep; with --resume in all")
+    port: int = ranged(0, 0, 65535, "port of the page on 127.0.0.1; 0 for any free one")
+    keep_all: bool = said(
+        False, "let failed and unfinished episodes be kept too (`rdp pretrain` imitates all that are kept)"
+    )
+    backend: str = chosen("native", BACKENDS, "physics: one robot is fastest in native, whatever the machine")
+    num_envs: int | None = optional(1, 1, "one person drives one robot")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

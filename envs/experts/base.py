@@ -113,9 +113,13 @@ def wander(memory: Memory) -> Memory:
     return memory.replace(key=key, drift=0.9 * memory.drift + kick)
 
 
+FASTEST = (0.35, 0.14, 0.35)
+"""Base velocity that is safe to walk at: ahead, aside [m/s], turning [rad/s]."""
+
+
 def walk_to(place: Array, base: Array, memory: Memory, fastest: Array | None = None) -> tuple[Array, Array]:
     """Velocity command `(3,)` that walks the trunk to `place (3,)` (x, y, heading); the error `(3,)` in the base frame."""
-    limit = jnp.asarray([0.35, 0.14, 0.35]) if fastest is None else fastest
+    limit = jnp.asarray(FASTEST) if fastest is None else fastest
     c, s = jnp.cos(base[3]), jnp.sin(base[3])
     dx, dy = place[0] - base[0], place[1] - base[1]
     error = jnp.stack([c * dx + s * dy, c * dy - s * dx, rotations.wrap_angle(place[2] - base[3])])

@@ -10,6 +10,12 @@ BAD = (
     (["collect", "--task", "juggling", "--out", "OUT"], "--task"),
     (["collect", "--episodes", "0", "--out", "OUT"], "--episodes: got 0"),
     (["collect", "--episodes", "2"], "--out: got None"),
+    (["teleop", "--task", "hopper", "--out", "OUT"], "--task"),
+    (["teleop"], "--out: got None"),
+    (["teleop", "--out", "OUT", "--resume"], "--resume: got True"),
+    (["teleop", "--out", "OUT", "--port", "65536"], "--port: got 65536, allowed: 0 .. 65535"),
+    (["teleop", "--out", "OUT", "--episodes", "0"], "--episodes: got 0"),
+    (["teleop", "--out", "OUT", "--num-envs", "2"], "--num-envs: got 2, allowed: 1 .. 1"),
     (["eval", "--trials", "-1"], "--trials: got -1"),
     (["eval", "--start-range", "nan"], "--start-range"),
     (["eval", "--run", "nowhere"], "nowhere"),
@@ -55,5 +61,9 @@ def test_demonstrations_are_never_overwritten(tmp_path, data, capsys):
     assert main(["collect", "--episodes", "2", "--out", str(tmp_path)]) == 2
     assert "--out" in capsys.readouterr().err
     assert main(["collect", "--episodes", "2", "--out", str(tmp_path), "--resume"]) == 2
+    assert "recipe" in capsys.readouterr().err
+    assert main(["teleop", "--out", str(tmp_path)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["teleop", "--out", str(tmp_path), "--resume"]) == 2
     assert "recipe" in capsys.readouterr().err
     assert data.read_bytes() == before

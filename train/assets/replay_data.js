@@ -19,17 +19,17 @@
     return out;
   }
 
-  function mixPoint(out, o, a, i, j, w) {
-    for (let k = 0; k < 3; k++) out[o + k] = a[i + k] + (a[j + k] - a[i + k]) * w;
+  function mixPoint(out, o, a, i, b, j, w) {
+    for (let k = 0; k < 3; k++) out[o + k] = a[i + k] + (b[j + k] - a[i + k]) * w;
   }
 
-  // Normalised mix of the quaternions at a[i] and a[j] along the shorter arc.
-  function mixQuat(out, o, a, i, j, w) {
+  // Normalised mix of the quaternions at a[i] and b[j] along the shorter arc.
+  function mixQuat(out, o, a, i, b, j, w) {
     let dot = 0, norm = 0;
-    for (let k = 0; k < 4; k++) dot += a[i + k] * a[j + k];
+    for (let k = 0; k < 4; k++) dot += a[i + k] * b[j + k];
     const sign = dot < 0 ? -1 : 1;
     for (let k = 0; k < 4; k++) {
-      const v = a[i + k] * (1 - w) + sign * a[j + k] * w;
+      const v = a[i + k] * (1 - w) + sign * b[j + k] * w;
       out[o + k] = v;
       norm += v * v;
     }
@@ -96,12 +96,12 @@
       const j = Math.min(this.frames - 1, i + 1), w = f - i, m = this.moving.length;
       for (let c = 0; c < m; c++) {
         const o = 7 * this.moving[c];
-        mixPoint(this.poses, o, this.pos, 3 * (i * m + c), 3 * (j * m + c), w);
-        mixQuat(this.poses, o + 3, this.quat, 4 * (i * m + c), 4 * (j * m + c), w);
+        mixPoint(this.poses, o, this.pos, 3 * (i * m + c), this.pos, 3 * (j * m + c), w);
+        mixQuat(this.poses, o + 3, this.quat, 4 * (i * m + c), this.quat, 4 * (j * m + c), w);
       }
       for (const marker of this.markers) this._sampleMarker(marker, i, j, w);
       const target = [0, 0, 0];
-      mixPoint(target, 0, this.path, 3 * i, 3 * j, w);
+      mixPoint(target, 0, this.path, 3 * i, this.path, 3 * j, w);
       return target;
     }
 
@@ -111,10 +111,10 @@
       for (let p = 0; p < n; p++) {
         const a = 3 * (i * n + p), b = 3 * (j * n + p);
         const jump = Math.hypot(marker.track[b] - marker.track[a], marker.track[b + 1] - marker.track[a + 1]);
-        mixPoint(now.pos, 3 * p, marker.track, a, jump < 0.1 ? b : a, w); // a goal that jumps does not slide
+        mixPoint(now.pos, 3 * p, marker.track, a, marker.track, jump < 0.1 ? b : a, w); // a goal that jumps does not slide
         if (Number.isFinite(now.pos[3 * p])) now.visible = true;
       }
-      if (marker.quats) mixQuat(now.quat, 0, marker.quats, 4 * i, 4 * j, w);
+      if (marker.quats) mixQuat(now.quat, 0, marker.quats, 4 * i, marker.quats, 4 * j, w);
     }
 
     captionAt(t) {
@@ -124,5 +124,39 @@
     }
   }
 
-  RDP.Replay = Replay;
+  // What happens now: a scene of one frame (`Replay`) whose poses are pushed as they come and shown one push late, so that motion
+  // between two of them is smooth.
+  class Live extends Replay {
+    constructor(scene) {
+      super(scene);
+      this.last = this.poses.slice();
+      this.next = this.poses.slice();
+      this.came = 0;
+      this.gap = 100;
+    }
+
+    // Poses of all bodies (7 numbers each) and the places of the markers (3 each); a jump is not smoothed. `now` in ms.
+    push(poses, places, now, jump) {
+      this.gap = Math.min(500, Math.max(30, now - this.came));
+      this.came = now;
+      this.last = jump ? Float32Array.from(poses) : this.next;
+      this.next = Float32Array.from(poses);
+      this.markers.forEach((m, i) => {
+        m.now.pos.set(places[i]);
+        m.now.visible = true;
+      });
+    }
+
+    // Sets `poses` to what is shown at `now` [ms]; returns the place of the tracked body.
+    sample(now) {
+      const w = Math.min(1, (now - this.came) / this.gap) || 0;
+      for (let o = 0; o < this.poses.length; o += 7) {
+        mixPoint(this.poses, o, this.last, o, this.next, o, w);
+        mixQuat(this.poses, o + 3, this.last, o + 3, this.next, o + 3, w);
+      }
+      return [...this.poses.subarray(7 * this.track, 7 * this.track + 3)];
+    }
+  }
+
+  Object.assign(RDP, { Replay, Live });
 })(window.RDP = window.RDP || {});

@@ -1,6 +1,7 @@
 // The player around a stage: timeline, buttons, keys, camera. One per <section class="replay"> of the page.
 (function (RDP) {
   "use strict";
+  const { clamp, element } = RDP;
   const ICONS = {
     play: "M7 4.5v15l12-7.5z", pause: "M6.5 5h4v14h-4zM13.5 5h4v14h-4z",
     full: "M4 9V4h5v2H6v3zM15 4h5v5h-2V6h-3zM4 15h2v3h3v2H4zM18 15h2v5h-5v-2h3z",
@@ -9,24 +10,6 @@
   const ANGLES = { "3/4": [-0.75, 0.24], front: [0, 0.12], side: [-Math.PI / 2, 0.12], back: [Math.PI, 0.18], top: [-0.75, 1.4] };
   const KEYS = "space play · ← → 1 s · , . frame · [ ] speed · F follow · C side by side · V view · R reset · 1–9 recording";
   const icon = (name) => `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${ICONS[name]}"/></svg>`;
-  const clamp = (x, lo, hi) => Math.min(hi, Math.max(lo, x));
-
-  function element(tag, className, parent, attributes = {}) {
-    const node = document.createElement(tag);
-    if (className) node.className = className;
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    if (parent) parent.appendChild(node);
-    return node;
-  }
-
-  // What the address asks for: #t=3.2&cam=-40,12,3&show=2&side=1&gl=0
-  function wishes() {
-    const w = new URLSearchParams(location.hash.slice(1)), number = (k) => (w.has(k) ? parseFloat(w.get(k)) : null);
-    return {
-      t: number("t"), show: number("show"), side: w.get("side"), gl: w.get("gl") !== "0", theme: w.get("theme"),
-      cam: w.has("cam") ? w.get("cam").split(",").map(parseFloat) : null,
-    };
-  }
 
   class Player {
     constructor(root, wish) {
@@ -45,11 +28,14 @@
       this.wish = wish;
       this.dirty = true;
       this.onScreen = false;
-      this.drawn = [];
+      this.ease = new RDP.Ease();
+      this.orbit = new RDP.Orbit();
       this._view(0);
-      if (wish.cam) [this.az, this.el, this.dist] = [(wish.cam[0] * Math.PI) / 180, (wish.cam[1] * Math.PI) / 180, wish.cam[2]];
+      if (wish.cam) {
+        Object.assign(this.orbit, { az: (wish.cam[0] * Math.PI) / 180, el: (wish.cam[1] * Math.PI) / 180, dist: wish.cam[2] });
+      }
       this._build();
-      this._camera();
+      this.orbit.listen(this.frame, () => (this.dirty = true));
       this._keys();
     }
 
@@ -57,9 +43,7 @@
       this.view = index;
       const first = this.replays[this._shown()[0]], [turn, tilt] = Object.values(ANGLES)[index];
       this.held = this.replays.map((r) => r.sample(this.time)); // where a camera that does not follow looks
-      [this.az, this.el] = [first.heading() + turn, tilt];
-      this.dist = 3.5;
-      this.shift = [0, 0, -0.08];
+      this.orbit.look(first.heading() + turn, tilt);
       this.dirty = true;
     }
 
@@ -208,67 +192,14 @@
       };
     }
 
-    // Drag turns, right drag or shift moves, wheel or pinch zooms.
-    _camera() {
-      const fingers = new Map(), area = this.frame;
-      area.addEventListener("contextmenu", (e) => e.preventDefault());
-      area.addEventListener("pointerdown", (e) => {
-        if (e.target.closest("button")) return;
-        fingers.set(e.pointerId, [e.clientX, e.clientY]);
-        area.setPointerCapture(e.pointerId);
-      });
-      for (const end of ["pointerup", "pointercancel"]) area.addEventListener(end, (e) => fingers.delete(e.pointerId));
-      area.addEventListener("pointermove", (e) => {
-        const was = fingers.get(e.pointerId);
-        if (!was) return;
-        const now = [e.clientX, e.clientY], dx = now[0] - was[0], dy = now[1] - was[1];
-        if (fingers.size > 1) {
-          const [other] = [...fingers].filter(([id]) => id !== e.pointerId).map(([, p]) => p);
-          this._zoom(Math.hypot(was[0] - other[0], was[1] - other[1]) / Math.hypot(now[0] - other[0], now[1] - other[1]));
-        } else if (e.buttons & 2 || e.shiftKey) this._pan(dx, dy);
-        else {
-          this.az -= dx * 0.007;
-          this.el = clamp(this.el + dy * 0.006, -0.2, 1.5);
-        }
-        fingers.set(e.pointerId, now);
-        this.dirty = true;
-      });
-      area.addEventListener("wheel", (e) => {
-        if (!area.contains(document.activeElement) && !e.ctrlKey) return; // a page scrolls until the stage is clicked
-        e.preventDefault();
-        this._zoom(Math.exp(clamp(e.deltaY, -120, 120) * 0.0016));
-      }, { passive: false });
-    }
-
-    _zoom(by) {
-      this.dist = clamp(this.dist * by, 0.6, 25);
-      this.dirty = true;
-    }
-
-    _pan(dx, dy) {
-      const s = this.dist * 0.0011, c = Math.cos(this.az), n = Math.sin(this.az);
-      this.shift = [this.shift[0] + dx * s * n, this.shift[1] - dx * s * c, this.shift[2] + dy * s];
-    }
-
     // --------------------------------------------------------------- drawing
     _stage() {
-      const theme = this.wish.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-      try {
-        if (!this.wish.gl) throw new Error("asked for none");
-        this.stage = new RDP.StageGL(this.replays, theme);
-      } catch (error) {
-        this.stage = new RDP.Stage2D(this.replays, theme);
-        this.note.textContent = "no WebGL here: simple drawing";
-      }
-      this.frame.prepend(this.stage.canvas);
+      this.stage = RDP.makeStage(this.frame, this.replays, this.wish.gl, RDP.themeOf(this.wish), this.note);
       this.resize();
     }
 
     resize() {
-      const width = Math.max(1, this.frame.clientWidth), height = Math.max(1, this.frame.clientHeight);
-      if (!this.stage || (width === this.stage.width && height === this.stage.height)) return;
-      this.stage.resize(width, height);
-      this.dirty = true;
+      if (this.stage && RDP.fit(this.stage, this.frame)) this.dirty = true;
     }
 
     setTheme(name) {
@@ -283,31 +214,18 @@
         this.time += seconds * this.speed;
         if (this.time > this.duration) this.time = this.time > this.duration + 0.8 ? 0 : this.time; // a breath, then again
         this.dirty = true;
-        this._keepUp(seconds);
+        this.ease.keepUp(this.stage, seconds);
       }
       if (this.dirty) this.draw();
-    }
-
-    // Asks for a cheaper picture where frames take longer than 55 ms.
-    _keepUp(seconds) {
-      this.drawn.push(seconds);
-      const total = this.drawn.reduce((a, b) => a + b), count = this.drawn.length;
-      if (count < 4 || total < 0.8) return;
-      this.drawn = [];
-      if (total / count > 0.055) this.stage.lighten();
     }
 
     draw() {
       if (!this.stage) this._stage();
       const shown = this._shown(), strip = (this.frame.clientWidth + 2) / shown.length, width = strip - 2; // 2 px between
       const t = Math.min(this.time, this.duration);
-      // A narrow strip steps back so that the robot still fits in its width.
-      const dist = this.dist * Math.max(1, 0.8 / (width / this.frame.clientHeight));
-      const reach = dist * Math.cos(this.el);
       const panels = shown.map((index, i) => {
         const focus = this.replays[index].sample(t), held = this.follow ? focus : this.held[index];
-        const target = held.map((v, k) => v + this.shift[k]);
-        const eye = [target[0] + reach * Math.cos(this.az), target[1] + reach * Math.sin(this.az), target[2] + dist * Math.sin(this.el)];
+        const { target, eye } = this.orbit.aim(held, width / this.frame.clientHeight);
         return { index, x: i * strip, width, focus, target, eye };
       });
       this.stage.draw(panels, this.playing);
@@ -323,7 +241,7 @@
   }
 
   RDP.start = function () {
-    const wish = wishes(), players = [...document.querySelectorAll("section.replay")].map((s) => new Player(s, wish));
+    const wish = RDP.wishes(), players = [...document.querySelectorAll("section.replay")].map((s) => new Player(s, wish));
     const byNode = new Map(players.map((p) => [p.root, p]));
     const near = (p) => {
       const box = p.root.getBoundingClientRect();
@@ -349,7 +267,7 @@
       if (player) player.key(event);
     });
     addEventListener("hashchange", () => {
-      const { t } = wishes();
+      const { t } = RDP.wishes();
       if (t !== null) players.forEach((p) => p.seek(t));
     });
     let last = performance.now();

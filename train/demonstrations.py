@@ -1,0 +1,82 @@
+"""A directory of demonstrations: recorded episodes become one file, filled in one call or, by its own recipe, in several."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.tasks.command import ACTION_LAYOUT
+from envs.tasks.hierarchy import Hierarchy
+from rdp_jax.config import ConfigError
+from rdp_jax.data import episodes as E
+from rdp_jax.runs import git_revision, versions
+from train.rollouts import Played
+
+FILE = "episodes.safetensors"
+
+
+def from_played(
+    env: Hierarchy, played: Played, index: np.ndarray, recipe: Mapping[str, Any], **entries: Any
+) -> E.Episodes | None:
+    """Episodes `index` of recorded ones; None if there are none.
+
+    Args:
+      env: where they were played.
+      played: with frames, actions and qpos.
+      index: `(K,)` numbers within `played`.
+      recipe: how they came about; a directory holds episodes of one recipe.
+      entries: more metadata.
+    """
+    if not len(index):
+        return None
+    assert played.frames is not None and played.actions is not None and played.qpos is not None
+    steps = played.steps[index]
+
+    def cut(track):
+        return [track[:n, i] for i, n in zip(index, steps)]
+
+    won = played.success[index]
+    reward = [win * np.eye(1, n, n - 1, dtype=np.float32)[0] for n, win in zip(steps, won)]
+    metadata = {
+        "task": env.task.name,
+        "recipe": dict(recipe),
+        "observations": list(env.frame_layout.items()),
+        "actions": list(ACTION_LAYOUT.items()),
+        "control_dt": env.spec.control_dt,
+        **entries,
+        "versions": versions(),
+        "git": git_revision(),
+    }
+    return E.from_lists(
+        cut(played.frames),
+        cut(played.actions),
+        reward,
+        won.tolist(),
+        played.seed[index].tolist(),
+        {"qpos": cut(played.qpos)},
+        metadata,
+    )
+
+
+def noted(episodes: E.Episodes, **entries: Any) -> E.Episodes:
+    """The same episodes with more metadata."""
+    return dataclasses.replace(episodes, metadata={**episodes.metadata, **entries})
+
+
+def held(out: Path, resume: bool) -> E.Episodes | None:
+    """What a directory holds already, None if nothing.  Raises `ConfigError` unless it may be used, and `DataError`."""
+    if not (out / FILE).exists():
+        return None
+    if not resume:
+        raise ConfigError("out", str(out), "a directory without demonstrations, or --resume")
+    return E.load(out / FILE)
+
+
+def check_recipe(out: Path, theirs: Any, ours: Any) -> None:
+    """Raises `ConfigError` if a directory's episodes were made by another recipe."""
+    if theirs != ours:
+        raise ConfigError("resume", str(out), f"the recipe of its demonstrations, {theirs}; now {ours}")
