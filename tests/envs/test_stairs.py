@@ -263,7 +263,6 @@ def test_the_expert_climbs_on_feet_that_follow(stairs, start):
     # No foot is ever put down across the ledge, whose clearance for toes and heels the gait knows.
     clear = (target[..., 0] < LEDGE - 0.12) | (target[..., 0] > LEDGE + 0.10)
     assert clear[walking].all()
-    assert len(np.unique(seconds)) > 8  # habits differ
     # From where it lines up one step crosses the ledge.
     assert BEFORE + GaitConfig().ledge_behind < GaitConfig().climb_reach
 

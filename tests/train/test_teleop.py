@@ -126,16 +126,13 @@ def played_by_expert(client, session, act, expert):
 
 
 class Recorded:
-    """A `train.rollouts.Player` that repeats actions `(steps, 1, Da)`."""
-
-    def __init__(self, actions):
-        self.actions = jnp.asarray(actions)
+    """A `train.rollouts.Player` that repeats the actions `(steps, 1, Da)` that are its parameters."""
 
     def start(self, key, states):
         return jnp.int32(0)
 
     def act(self, memory, states, params):
-        return memory + 1, self.actions[jnp.minimum(memory, len(self.actions) - 1)]
+        return memory + 1, params[memory]
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +169,11 @@ def test_a_demonstration_is_what_collect_would_record(robot, recorded):
     assert session.outcome == "won" and session.played().steps[0] == steps
     # And through the batched recorder of `rdp collect`.  That is another program, whose roundings differ: contacts make two rows
     # of steps drift apart, so they are compared while the robot sets out.
-    theatre = Theatre(robot.env, Recorded(kept.action[:, None]), record=True)
-    played = theatre.play(KEY, np.array([number]), robot.params)
+    theatre = Theatre(robot.env, Recorded(), record=True)
+    # As many as there may be steps, so that the program is the same whatever was played.
+    actions = np.resize(kept.action[:, None], (robot.env.spec.episode_steps, 1, 23))
+    actions[steps:] = kept.action[-1]
+    played = theatre.play(KEY, np.array([number]), robot.params, jnp.asarray(actions))
     collected = from_played(robot.env, played, np.array([0]), {}, tried=1, won=1)
     for name, ours in {"obs": kept.obs, **kept.extras}.items():
         theirs = {"obs": collected.obs, **collected.extras}[name]
