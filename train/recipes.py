@@ -201,7 +201,8 @@ def gym(s: Settings) -> list[Step]:
 def scratch(s: Settings) -> list[Step]:
     """Everything from nothing: controller, demonstrations, imitation, joint fine-tuning, evaluation on starts never seen."""
     legs = ("--legs", "{legs}/legs.safetensors", "--hands", "{hands}/hands.safetensors")
-    train = ("controller", "train", "--preset", s.preset, "--scene", "flat")
+    scene = "platforms" if s.task == "stairs" else "flat"
+    train = ("controller", "train", "--preset", s.preset, "--scene", scene)
     return [
         Step("legs", (*_common(s, *train, "--part", "legs"), "--minutes", f"{s.minutes:g}")),
         Step(
