@@ -21,7 +21,7 @@ from envs.chunk import Chunked
 from envs.tasks.command import TICKS
 from envs.wrappers import LayeredAutoReset
 from rdp_jax.algos import dppo, joint
-from rdp_jax.config import ConfigError, validate
+from rdp_jax.config import validate
 from rdp_jax.planner import Planner
 from train.demo import FIRST_STD
 from train.learning import start_planner, with_first_std
@@ -71,13 +71,13 @@ def setup(
         dppo=dataclasses.replace(
             defaults.dppo, unroll_length=chunks, minibatches=minibatches, num_envs=num_envs, reset_pool=num_envs
         ),
-        controller=dataclasses.replace(defaults.controller, minibatches=minibatches),
     )
-    args = validate(args.resolved())
-    bench = Bench(args)
-    ticks = chunks * bench.given.config.executed * TICKS * recorded // args.dppo.shuffle_groups
-    if ticks % minibatches:
-        raise ConfigError("minibatches", minibatches, f"a divisor of {ticks} recorded ticks per shuffle group")
+    planner = start_planner(args, "dppo")
+    # What a part of the controller learns from: one row per recorded environment, all ticks of its chunks in time.
+    ticks = chunks * planner.config.executed * TICKS
+    controller = dataclasses.replace(args.controller, num_envs=recorded, unroll_length=ticks, minibatches=minibatches)
+    args = validate(dataclasses.replace(args, controller=controller).resolved())
+    bench = Bench(args, planner)
     both = ("planner_phase", "controller_phase")
     builds: dict[str, tuple[Callable[[], Callable[[], Any]], tuple[str, ...]]] = {
         "planner_phase": (lambda: bench.phase("planner"), ()),
@@ -108,9 +108,9 @@ class Constant(dppo.Update):
 class Bench:
     """What the cases share, each thing made when it is first needed."""
 
-    def __init__(self, args: RefineArgs):
+    def __init__(self, args: RefineArgs, planner: Planner):
         self.args = args
-        self.given: Planner = with_first_std(start_planner(args, "dppo"), args.first_std)
+        self.given = with_first_std(planner, args.first_std)
         self.sizes = parts.Sizes(args.dppo.num_envs, args.dppo.unroll_length, self.given.config.executed)
 
     @functools.cached_property
