@@ -98,3 +98,10 @@ def test_steps_that_are_done_are_not_run_again(tmp_path, monkeypatch):
     table = record["metrics"]["table"]
     assert table["imitation"]["value"] == 0.5 and table["DSRL-NA"]["trials"] == 20
     assert record["metrics"]["seconds"]["na"] == 4.0 and record["env_steps"] == 100
+
+
+def test_from_scratch_legs_learn_on_the_ground_of_their_task():
+    for task, scene in (("stairs", "platforms"), ("door", "flat")):
+        args = ReproduceArgs(name="scratch", task=task)
+        legs = next(step for step in reproduce.steps_of(args, 0) if step.name == "legs")
+        assert legs.words[legs.words.index("--scene") + 1] == scene
