@@ -59,7 +59,7 @@ def test_physics_is_stepped_in_the_whole_and_in_its_part_and_nowhere_else(steps)
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long  # compiles four programs of the whole joint learner
 def test_an_iteration_of_joint_learning_and_its_parts(steps):
     cases = refine.setup(**TINY_REFINE)
     assert {case.work for case in cases} == {4 * 8}
