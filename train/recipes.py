@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-SHARED = ("demos",)  # steps that do not depend on the seed
+SHARED = ("demos", "medium")  # steps that do not depend on the seed
 DATA_SIZES = (25, 50, 100, 200, 500, 1000)
 RERUNS = {
     "hopper": {0: 1439, 20: 2253, 50: 2775, 100: 2652},
@@ -176,26 +176,20 @@ def dsrl(s: Settings) -> list[Step]:
 
 
 def gym(s: Settings) -> list[Step]:
-    """DPPO's gym table: evaluation returns at some iterations beside a third party's reruns."""
-    found = [
-        Step("demos", ("collect", "--task", s.task, "--episodes", "400", "--seed", "1")),
-        Step(
-            "dit",
-            (
-                *_common(s, "pretrain", "--preset", "gym", "--task", s.task, "--data", "{demos}"),
-                "--trials",
-                str(s.trials),
-            ),
-            "iteration 0",
-            "return",
-            str(RERUNS[s.task][0]),
-        ),
-    ]
+    """DPPO's gym table: evaluation returns at some iterations beside a third party's reruns.
+
+    As there, every seed fine-tunes the same planner.
+    """
+    pretrain = ("pretrain", "--preset", "gym", "--task", s.task, "--data", "{demos}", "--seed", "0", "--trials", "0")
     words = _common(s, "finetune", "--preset", "gym", "--task", s.task, "--iterations", str(s.iterations))
-    words = (*words, "--trials", str(s.trials), "--eval-every", "10", *START)
-    shown = [i for i in RERUNS[s.task] if 0 < i <= s.iterations]
-    found += [Step("dppo", words, f"iteration {i}", f"evaluations.{i}.return", str(RERUNS[s.task][i])) for i in shown]
-    return found or [Step("dppo", words)]
+    words = (*words, "--trials", str(s.trials), "--eval-every", "10", "--planner", "{medium}/planner.safetensors")
+    reruns = {i: str(level) for i, level in RERUNS[s.task].items() if i <= s.iterations}
+    metrics = {i: f"evaluations.{i}.return" if i else "return_before" for i in reruns}
+    return [
+        Step("demos", ("collect", "--task", s.task, "--episodes", "400", "--seed", "1")),
+        Step("medium", pretrain),
+        *(Step("dppo", words, f"iteration {i}", metrics[i], reruns[i]) for i in reruns),
+    ]
 
 
 def scratch(s: Settings) -> list[Step]:

@@ -50,8 +50,9 @@ def test_the_gym_table_is_one_run_a_seed_judged_on_the_way():
     learning = {step.words for step in steps if step.name == "dppo"}
     assert len(learning) == 1 and "--eval-every" in next(iter(learning))
     rows = {step.row: step for step in steps if step.name == "dppo"}
-    assert set(rows) == {"iteration 20", "iteration 50"}  # 100 is beyond the run
-    summary = {"evaluations": {"20": {"return": 2000.0}}}
+    assert set(rows) == {"iteration 0", "iteration 20", "iteration 50"}  # 100 is beyond the run
+    summary = {"return_before": 1400.0, "evaluations": {"20": {"return": 2000.0}}}
+    assert reproduce.look_up(summary, rows["iteration 0"].metric) == 1400.0
     assert reproduce.look_up(summary, rows["iteration 20"].metric) == 2000.0
     assert reproduce.look_up(summary, rows["iteration 50"].metric) is None
 
@@ -63,6 +64,13 @@ def test_data_are_collected_once_for_all_seeds():
     assert out[0] == out[1] and str(Path("out") / "shared" / "demos") in out[0]
     learns = next(step for step in steps if "{demos}" in step.words)
     assert str(Path("out") / "shared" / "demos") in reproduce.command(learns, Path("out") / "seed-1")
+
+
+def test_every_seed_fine_tunes_the_same_gym_planner():
+    _, steps = plan("gym")
+    tunes = next(step for step in steps if step.name == "dppo")
+    planners = {reproduce.command(tunes, Path("out") / f"seed-{i}")[-4] for i in (0, 1)}  # before --out DIR --json
+    assert planners == {str(Path("out") / "shared" / "medium" / "planner.safetensors")}
 
 
 def test_rates_are_pooled_and_other_figures_averaged():
