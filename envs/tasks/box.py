@@ -20,6 +20,7 @@ Array = jax.Array
 EDGE = 0.25  # of the box [m]
 TABLE_HEIGHT = 0.5  # puts the box between the hands of a standing robot [m]
 TABLE_HALF = (0.25, 0.6)
+PALMS = 0.04  # by which the palms' points may be farther apart than the box is wide; squeezing, they are by 0.022 [m]
 REACH = 0.37  # from the trunk to the middle of a box that is about to be grasped [m]
 
 
@@ -136,7 +137,7 @@ class BoxTask:
         """The palms are on both sides of the box, as far apart as it is wide."""
         hands, box = view.measured.hand_pos, view.local(self.box_pose(view)[:3])
         middle = jnp.linalg.norm(hands.mean(0) - box) < 0.08
-        return middle & (jnp.linalg.norm(hands[0] - hands[1]) < EDGE + 0.02)
+        return middle & (jnp.linalg.norm(hands[0] - hands[1]) < EDGE + PALMS)
 
     def until_lifted(self, view: View) -> Array:
         """Stage 0 to 3: start, near the box, palms at it, lifted clear."""

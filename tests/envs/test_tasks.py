@@ -166,5 +166,8 @@ def test_grasped_means_both_palms_at_the_box(pickup, start):
     held = placed(pickup, state)
     assert bool(pickup.task.grasped(held))
     middle = held.local(pickup.task.box_pose(held)[:3])
+    squeezing = at_sides * (0.272 / 0.25)  # the widest that palms at a held box were seen
+    assert bool(pickup.task.grasped(placed(pickup, state, hands=middle + squeezing)))
+    assert not bool(pickup.task.grasped(placed(pickup, state, hands=middle + 1.25 * at_sides)))
     assert not bool(pickup.task.grasped(placed(pickup, state, hands=middle + 2.0 * at_sides)))  # palms too far apart
     assert not bool(pickup.task.grasped(placed(pickup, state, hands=middle + at_sides + 0.1)))  # beside it
