@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rdp_jax.config import ConfigError, validate
+from rdp_jax.heap import keep_freed
 from train.output import show, stdout_to_stderr
 
 _STYLE = (tyro.conf.FlagCreatePairsOff,)
@@ -349,6 +350,8 @@ def run(command: Command, words: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `rdp`; returns the exit status."""
+    if argv is None:  # the process is ours
+        keep_freed()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         found = _find(words)

@@ -23,8 +23,11 @@ from train import output
 from train.task_args import CollectArgs
 
 LEVEL = {"hopper": 1300.0, "walker2d": 2850.0, "halfcheetah": 4350.0}
-"""Mean return at which the training stops: that of D4RL's medium-v2 data, to within some per cent.  Hopper's is 1420; what imitates
-a policy without its noise falls later, on hopper by a tenth of the return, and it is the imitation that should start where others do."""
+"""Mean return at which the training stops: that of D4RL's medium-v2 data, to within some per cent.
+
+Hopper's is 1420, but what imitates a policy without its noise falls later, by a tenth of the return here, and it is the
+imitation that should start where others do.
+"""
 JUDGE_EVERY, JUDGED = 1, 64  # iterations between judgements, episodes of each
 LIMIT = 4000  # iterations
 
