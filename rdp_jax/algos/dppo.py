@@ -424,8 +424,7 @@ class Update(Iteration):
         clip = clip_schedule(config)[inner]
         clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
         policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
-        value = ResidualCritic(config.critic_sizes).apply({"params": params["critic"]}, batch.critic_obs[outer])
-        value_loss = 0.5 * jnp.square(value - batch.target[outer]).mean()
+        value_loss = self._value_loss(params["critic"], batch, outer)
         kl = gaussian_kl(mean - batch.mean[outer, inner], std).sum((1, 2)).mean()
         total = policy_loss + config.value_coef * value_loss
         info = {
@@ -440,6 +439,16 @@ class Update(Iteration):
             towards = gaussian_kl(mean - anchor, std).mean()
             total, info = total + config.anchor_coef * towards, {**info, "loss/anchor": towards}
         return total, info
+
+    def _value_loss(self, critic: Any, batch: Batch, outer: Array) -> Array:
+        """Half the mean squared error of the states `outer (n,)`; where most occur several times, each is valued once."""
+        if outer.shape[0] <= batch.target.shape[0]:
+            obs, target, weight = batch.critic_obs[outer], batch.target[outer], jnp.float32(1.0)
+        else:
+            obs, target = batch.critic_obs, batch.target
+            weight = jnp.zeros(target.shape).at[outer].add(1.0)
+        value = ResidualCritic(self.config.critic_sizes).apply({"params": critic}, obs)
+        return 0.5 * jnp.sum(weight * jnp.square(value - target)) / outer.shape[0]
 
     def _learn(self, state: LearnerState, batch: Batch, key: Array):
         """Epochs of minibatches over the rollout `batch (T, B, ...)`."""

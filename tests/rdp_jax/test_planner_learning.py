@@ -176,6 +176,21 @@ def test_one_and_four_devices_agree(planner, vector):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
 
 
+def test_a_state_is_valued_once_however_many_of_its_steps_are_in_a_minibatch(updated):
+    update, _, state, _ = updated
+    rng = np.random.default_rng(2)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    batch = dppo.Batch(None, draw(6, 5), None, None, draw(6), None, None)
+    outer = jnp.asarray(rng.integers(0, 6, 16))  # more rows than states; then in parts that have fewer
+    loss = jax.value_and_grad(lambda critic, rows: update._value_loss(critic, batch, rows))
+    whole = loss(state.params["critic"], outer)
+    parts = [loss(state.params["critic"], rows) for rows in outer.reshape(4, 4)]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 4.0, *parts)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(mean), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert whole[0] > 0.0
+
+
 def test_clip_schedule():
     config = dppo.DPPOConfig(clip_base=0.001, clip=0.01, tuned_steps=10)
     want = [0.0010, 0.0012, 0.0015, 0.0018, 0.0023, 0.0030, 0.0040, 0.0054, 0.0073, 0.0100]
