@@ -43,8 +43,17 @@ def read(run: Path) -> dict[str, Any]:
         kind: config[kind],
         "git": info["git"],
         "versions": info["versions"],
-        "points": controller_points(config, rows) if kind == "part" else planner_points(rows),
+        "points": controller_points(config, rows) if kind == "part" else [*start_of(run), *planner_points(rows)],
     }
+
+
+def start_of(run: Path) -> list[dict[str, Any]]:
+    """The point before the first iteration of a planner's run that has come to its end."""
+    path = run / "summary.json"
+    if not path.is_file():
+        return []
+    before = json.loads(path.read_text())["metrics"].get("return_before")
+    return [{"iteration": 0, "seconds": 0.0, "return_exploring": None, "return": before}]
 
 
 def planner_points(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -19,8 +19,10 @@ def test_planner_runs_beside_the_reruns(tmp_path):
         for i in (1, 2, 3)
     ]
     runs = [write_run(tmp_path / f"run{seed}", {"seed": seed, "task": "hopper"}, rows) for seed in (0, 1)]
+    (runs[1] / "summary.json").write_text(json.dumps({"metrics": {"return_before": 5.0}}))
     assert curves.main([str(tmp_path / "figure"), *map(str, runs)]) == 0
     found = json.loads((tmp_path / "figure.json").read_text())["curves"]
+    assert found[1]["points"][0] == {"iteration": 0, "seconds": 0.0, "return_exploring": None, "return": 5.0}
     assert [curve["seed"] for curve in found] == [0, 1] and found[0]["task"] == "hopper"
     assert found[0]["points"][1] == {"iteration": 2, "seconds": 4.0, "return_exploring": 200.0, "return": 7.0}
     assert found[0]["points"][2]["return"] is None
