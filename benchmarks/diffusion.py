@@ -1,6 +1,7 @@
 """Scenarios `chain` and `update`: DPPO's sampling and its gradient step, beside the same in eager PyTorch.
 
 Sizes are those of DPPO's hopper: chunks of 4 x 3, 11 observations, K = 20, K' = 10, a residual MLP of three layers of 512.
+The case `limit` is the large matrix products of either alone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rdp_jax.nets.denoiser import DenoiserMLP
 from rdp_jax.planner import Bundle
 
 SHAPE, OBS, TUNED = (4, 3), 11, 10
+CASES = ("jax", "torch", "limit")
 MISSING = None if importlib.util.find_spec("torch") else "PyTorch is not installed (pip install '.[bench]')"
 
 
@@ -41,12 +43,42 @@ def flops_per_row(params: Any) -> int:
     return sum(2 * x.size for x in jax.tree.leaves(params) if x.ndim == 2)
 
 
+def large(params: Any) -> list[jax.Array]:
+    """The kernels of hidden layers to hidden layers: all but a twentieth of a pass."""
+    return [x for x in jax.tree.leaves(params) if x.ndim == 2 and min(x.shape) == max(x.shape)]
+
+
+def forward_limit(params: Any, rows: int, steps: int) -> Callable[[], Any]:
+    """The large products of `steps` forward passes one after the other, and nothing else: what no sampler can undercut."""
+    kernels = large(params)
+    h = jnp.asarray(np.random.default_rng(0).normal(size=(rows, kernels[0].shape[0])), jnp.float32)
+
+    @jax.jit
+    def products(kernels, h):
+        def step(h, _):
+            for kernel in kernels:
+                h = h @ kernel
+            return h, None
+
+        return jax.lax.scan(step, h, None, length=steps)[0]
+
+    return lambda: jax.block_until_ready(products(kernels, h))
+
+
+def gradient_limit(params: Any, rows: int) -> Callable[[], Any]:
+    """The large products of one pass forward and back."""
+    kernels = large(params)
+    h = jnp.asarray(np.random.default_rng(0).normal(size=(rows, kernels[0].shape[0])), jnp.float32)
+    products = jax.jit(lambda kernels, h: [(h @ kernel, h @ kernel.T, h.T @ h) for kernel in kernels])
+    return lambda: jax.block_until_ready(products(kernels, h))
+
+
 def chain(envs: Sequence[int], cases: Sequence[str]) -> list[Case]:
     """Whole chains for `envs` observations at once: K - K' steps of the frozen network, K' of the trained one.
 
     Args:
       envs: batch sizes.
-      cases: of `jax`, `torch`.
+      cases: of `jax`, `torch`, `limit` (the large matrix products alone, in JAX).
     """
     policy, params = policy_and_params()
     steps = policy.config.visited
@@ -73,13 +105,18 @@ def chain(envs: Sequence[int], cases: Sequence[str]) -> list[Case]:
 
         return build
 
+    def limit(count: int) -> Callable[[], Callable[[], Any]]:
+        return lambda: forward_limit(params, count, steps)
+
     return [
         Case(
             f"{name}_{count}",
-            {"jax": ours, "torch": peer}[_known(name)](count),
+            {"jax": ours, "torch": peer, "limit": limit}[_known(name)](count),
             count,
             "chunks",
-            lambda count=count: {"flop_per_call": flops_per_row(params) * steps * count},  # type: ignore[misc]
+            lambda name=name, count=count: {  # type: ignore[misc]
+                "flop_per_call": flops_per_row(large(params) if name == "limit" else params) * steps * count
+            },
             MISSING if name == "torch" else None,
         )
         for count in envs
@@ -124,16 +161,25 @@ def update(pairs: int, cases: Sequence[str]) -> list[Case]:
 
         return Learner(policy, params, config, batch, TUNED).step
 
-    # Forward and backward of the actor; the critic is a tenth of it, and not counted.
-    details = lambda: {"flop_per_call": 3 * flops_per_row(params) * pairs}  # noqa: E731
-    builds = {"jax": ours, "torch": peer}
+    def details(name: str) -> dict[str, int]:
+        # Forward and backward of the actor; the critic is not counted.
+        return {"flop_per_call": 3 * flops_per_row(large(params) if name == "limit" else params) * pairs}
+
+    builds = {"jax": ours, "torch": peer, "limit": lambda: gradient_limit(params, pairs)}
     return [
-        Case(name, builds[_known(name)], pairs, "pairs", details, MISSING if name == "torch" else None)
+        Case(
+            name,
+            builds[_known(name)],
+            pairs,
+            "pairs",
+            lambda name=name: details(name),  # type: ignore[misc]
+            MISSING if name == "torch" else None,
+        )
         for name in cases
     ]
 
 
 def _known(name: str) -> str:
-    if name not in ("jax", "torch"):
-        raise ConfigError("cases", name, "jax | torch")
+    if name not in CASES:
+        raise ConfigError("cases", name, " | ".join(CASES))
     return name

@@ -114,8 +114,10 @@ SCENARIOS: dict[str, Scenario] = {
     "chain": Scenario(
         summary="Denoising chains of DPPO's hopper policy (K = 20, K' = 10, [512] x 3), beside eager PyTorch",
         setup="benchmarks.diffusion:chain",
-        settings={"envs": (40, 1024), "cases": ("jax", "torch")},
+        settings={"envs": (40, 1024), "cases": ("jax", "torch", "limit")},
         ratios={
+            "jax_over_limit_40": Ratio(("jax_40", "limit_40")),
+            "jax_over_limit_1024": Ratio(("jax_1024", "limit_1024")),
             "jax_over_torch_40": Ratio(("jax_40", "torch_40"), target=3.0, where="cpu"),
             "jax_over_torch_1024": Ratio(("jax_1024", "torch_1024"), target=2.0, where="cpu"),
         },
@@ -123,8 +125,11 @@ SCENARIOS: dict[str, Scenario] = {
     "update": Scenario(
         summary="One gradient step of DPPO on 50,000 pairs, beside eager PyTorch",
         setup="benchmarks.diffusion:update",
-        settings={"pairs": 50_000, "cases": ("jax", "torch")},
-        ratios={"jax_over_torch": Ratio(("jax", "torch"), target=2.5, where="cpu")},
+        settings={"pairs": 50_000, "cases": ("jax", "torch", "limit")},
+        ratios={
+            "jax_over_torch": Ratio(("jax", "torch"), target=2.5, where="cpu"),
+            "jax_over_limit": Ratio(("jax", "limit")),
+        },
         repeats=5,
     ),
     "dsrl": Scenario(

@@ -10,7 +10,7 @@ from rdp_jax.config import ConfigError
 
 
 def test_cases_without_a_peer_still_run():
-    cases = diffusion.chain(envs=(3,), cases=("jax",)) + diffusion.update(pairs=20, cases=("jax",))
+    cases = diffusion.chain(envs=(3,), cases=("jax", "limit")) + diffusion.update(pairs=20, cases=("jax", "limit"))
     for case in cases:
         case.build()()
         assert case.details()["flop_per_call"] > 0
@@ -19,6 +19,18 @@ def test_cases_without_a_peer_still_run():
 def test_operations_are_counted_from_the_weights():
     _, params = diffusion.policy_and_params()
     assert diffusion.flops_per_row(params) == 2 * (39 * 512 + 2 * 512 * 512 + 512 * 12 + 16 * 32 + 32 * 16)
+    assert [kernel.shape for kernel in diffusion.large(params)] == [(512, 512)] * 2
+
+
+def test_the_limit_is_the_products_of_a_pass():
+    _, params = diffusion.policy_and_params()
+    a, b = diffusion.large(params)
+    h = np.random.default_rng(0).normal(size=(3, 512)).astype(np.float32)
+    np.testing.assert_allclose(diffusion.forward_limit(params, 3, 2)(), h @ a @ b @ a @ b, rtol=1e-3, atol=1e-4)
+    for (forward, back, weights), kernel in zip(diffusion.gradient_limit(params, 3)(), (a, b), strict=True):
+        np.testing.assert_allclose(forward, h @ kernel, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(back, h @ kernel.T, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(weights, h.T @ h, rtol=1e-3, atol=1e-4)
 
 
 def test_missing_peer_is_said(monkeypatch):
