@@ -48,6 +48,11 @@ def large(params: Any) -> list[jax.Array]:
     return [x for x in jax.tree.leaves(params) if x.ndim == 2 and min(x.shape) == max(x.shape)]
 
 
+def counted(name: str, params: Any) -> int:
+    """Operations of a forward pass per row that the case `name` is measured by."""
+    return flops_per_row(large(params) if name == "limit" else params)
+
+
 def forward_limit(params: Any, rows: int, steps: int) -> Callable[[], Any]:
     """The large products of `steps` forward passes one after the other, and nothing else: what no sampler can undercut."""
     kernels = large(params)
@@ -115,7 +120,7 @@ def chain(envs: Sequence[int], cases: Sequence[str]) -> list[Case]:
             count,
             "chunks",
             lambda name=name, count=count: {  # type: ignore[misc]
-                "flop_per_call": flops_per_row(large(params) if name == "limit" else params) * steps * count
+                "flop_per_call": counted(name, params) * steps * count
             },
             MISSING if name == "torch" else None,
         )
@@ -161,10 +166,6 @@ def update(pairs: int, cases: Sequence[str]) -> list[Case]:
 
         return Learner(policy, params, config, batch, TUNED).step
 
-    def details(name: str) -> dict[str, int]:
-        # Forward and backward of the actor; the critic is not counted.
-        return {"flop_per_call": 3 * flops_per_row(large(params) if name == "limit" else params) * pairs}
-
     builds = {"jax": ours, "torch": peer, "limit": lambda: gradient_limit(params, pairs)}
     return [
         Case(
@@ -172,7 +173,8 @@ def update(pairs: int, cases: Sequence[str]) -> list[Case]:
             builds[_known(name)],
             pairs,
             "pairs",
-            lambda name=name: details(name),  # type: ignore[misc]
+            # Forward and backward of the actor; the critic is not counted.
+            lambda name=name: {"flop_per_call": 3 * counted(name, params) * pairs},  # type: ignore[misc]
             MISSING if name == "torch" else None,
         )
         for name in cases

@@ -21,6 +21,7 @@ import numpy as np
 
 from rdp_jax.runs import write_json
 from train.controller_metrics import progress_metrics
+from train.learning_report import read_curve
 from train.recipes import RERUNS
 
 PLANNER = "planner"
@@ -36,7 +37,7 @@ def read(run: Path) -> dict[str, Any]:
     """Curve of a run directory: settings, and points."""
     info = json.loads((run / "config.json").read_text())
     config = info["config"]
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = read_curve(run)
     kind = "part" if "part" in config else "task"
     return {
         "seed": config["seed"],

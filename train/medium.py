@@ -28,7 +28,7 @@ LEVEL = {"hopper": 1300.0, "walker2d": 2850.0, "halfcheetah": 4350.0}
 Hopper's is 1420, but what imitates a policy without its noise falls later, by a tenth of the return here, and it is the
 imitation that should start where others do.
 """
-JUDGE_EVERY, JUDGED = 1, 64  # iterations between judgements, episodes of each
+JUDGED = 64  # episodes by which every iteration is judged
 LIMIT = 4000  # iterations
 
 PPO = ppo.PPOConfig(
@@ -65,10 +65,9 @@ def record_medium(args: CollectArgs) -> tuple[E.Episodes, dict[str, Any], Any]:
                 raise RuntimeError(f"the return is {reached:.0f} after {LIMIT} iterations, and should be {level:.0f}")
             state, _ = update(state, ())
             iteration += 1
-            if iteration % JUDGE_EVERY == 0:
-                policy = (state.params, state.normalizer)
-                judged = play(policy, jax.random.fold_in(key, iteration), jnp.arange(JUDGED))
-                reached = float(judged.returns.mean())
+            policy = (state.params, state.normalizer)
+            judged = play(policy, jax.random.fold_in(key, iteration), jnp.arange(JUDGED))
+            reached = float(judged.returns.mean())
             bar.update(iteration, ppo.env_steps(config, state), f"return {reached:.0f} of {level:.0f}")
     policy = (state.params, state.normalizer)
     kept = _record(args, env, policy, key)

@@ -149,6 +149,14 @@ def test_process_exits_with_the_status():
     assert status == 2
 
 
+def test_only_a_process_of_our_own_keeps_its_memory(monkeypatch, capfd):
+    kept = []
+    monkeypatch.setattr(cli, "keep_freed", lambda: kept.append(True))
+    assert cli.main(["--help"]) == 0 and not kept
+    monkeypatch.setattr(sys, "argv", ["rdp", "--help"])
+    assert cli.main() == 0 and kept
+
+
 # --- output --------------------------------------------------------------------------------------------------------------
 
 
