@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from envs.experts.clumsy import Clumsy
 from envs.tasks.catalog import make_expert
 from rdp_jax.config import ConfigError
 from rdp_jax.data import episodes as E
@@ -36,7 +37,8 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
     kept, tried, won = _previous(args)
     stage = HumanoidStage(args)
     env, params = stage.env, stage.params
-    theatre = Theatre(env, ExpertPlayer(make_expert(args.task, env)), record=True)
+    expert = make_expert(args.task, env)
+    theatre = Theatre(env, ExpertPlayer(Clumsy(expert, args.clumsiness) if args.clumsiness else expert), record=True)
     at_once = args.num_envs or min(256, max(args.episodes, 8))
     key = jax.random.fold_in(jax.random.key(args.seed), STREAM)
     steps, whole = 0, None
@@ -103,6 +105,7 @@ def _recipe(args: CollectArgs) -> dict[str, Any]:
         "seed": args.seed,
         "start_range": args.start_range,
         "physics_dt": args.physics_dt,
+        "clumsiness": args.clumsiness,
         "at_once": args.num_envs or min(256, max(args.episodes, 8)),
     }
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.core import State
+from envs.experts.clumsy import Clumsy
 from envs.tasks.hierarchy import METRICS, Hierarchy
 from rdp_jax.planner import Actor, Bundle
 from train import output
@@ -32,6 +33,10 @@ class Player(Protocol):
         """New memory, and actions `(B, Da)` for one environment step; `params` is the player's own pytree."""
         ...
 
+    def intended(self, memory: Any, action: Array) -> Array:
+        """What to record for `action (B, Da)`, which was executed; `memory` is the new one."""
+        ...
+
 
 class ExpertPlayer:
     """A heuristic expert, vectorised."""
@@ -47,6 +52,10 @@ class ExpertPlayer:
         """One action per episode."""
         del params
         return jax.vmap(self.expert.act)(memory, states)
+
+    def intended(self, memory: Any, action: Array) -> Array:
+        """The action without the errors of a clumsy expert."""
+        return memory.intended if isinstance(self.expert, Clumsy) else action
 
 
 class PlannerPlayer:
@@ -71,6 +80,11 @@ class PlannerPlayer:
 
         chunk = jax.lax.cond(index % chunk.shape[1] == 0, plan, lambda _: chunk, None)
         return (keys, index + 1, chunk), chunk[:, index % chunk.shape[1]]
+
+    def intended(self, memory: Any, action: Array) -> Array:
+        """What was executed."""
+        del memory
+        return action
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +161,7 @@ class Theatre:
             metrics = {name: jnp.where(live, after.metrics[name], metrics[name]) for name in METRICS}
             metrics["fall"] = jnp.where(live & broken, 1.0, metrics["fall"])
             sums = {name: sums[name] + jnp.where(live, after.metrics[name], 0.0) for name in MEANS}
-            seen = (self._frame(states), action, states.physics.qpos) if self.record else ()
+            seen = (self._frame(states), self.player.intended(memory, action), states.physics.qpos) if self.record else ()
             ended = ended | after.terminated | after.truncated | broken
             return (after, memory, ended, metrics, sums, count + live), seen
 

@@ -1,0 +1,73 @@
+"""Demonstrations with errors: what is executed errs as documented, what is recorded does not."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.experts.clumsy import MEMORY, SLIP, STEPS, STUMBLE, STUMBLES, Clumsy
+from envs.tasks.command import ACTION_DIM
+from train.rollouts import ExpertPlayer
+
+MEANT = jnp.linspace(-1.0, 1.0, ACTION_DIM)
+
+
+class Steady:
+    """Counts its calls, and means the same whatever happens."""
+
+    def start(self, key, state):
+        return jnp.int32(0)
+
+    def act(self, memory, state):
+        return memory + 1, MEANT
+
+
+def play(scale: float, count: int = 64, steps: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Executed and recorded actions `(steps, count, 23)`."""
+    player = ExpertPlayer(Clumsy(Steady(), scale))
+    states = SimpleNamespace(reward=jnp.zeros(count))
+
+    def one(memory, _):
+        memory, action = jax.vmap(lambda m: player.expert.act(m, None))(memory)
+        return memory, (action, player.intended(memory, action))
+
+    memory = jax.vmap(lambda k: player.expert.start(k, None))(jax.random.split(jax.random.key(3), states.reward.shape[0]))
+    memory, seen = jax.jit(lambda m: jax.lax.scan(one, m, None, length=steps))(memory)
+    assert np.all(np.asarray(memory.expert) == steps)
+    return np.asarray(seen[0]), np.asarray(seen[1])
+
+
+@pytest.fixture(scope="module")
+def played():
+    return play(1.0)
+
+
+def test_what_was_meant_is_recorded(played):
+    executed, recorded = played
+    assert np.array_equal(recorded, np.broadcast_to(MEANT, recorded.shape))
+    assert np.abs(executed - recorded).max() > 0.02
+
+
+def test_both_hands_slip_together_and_slowly(played):
+    error = played[0] - played[1]
+    left, right = error[..., 3:6], error[..., 12:15]
+    np.testing.assert_allclose(left, right, atol=1e-6)
+    np.testing.assert_allclose(left[50:].std((0, 1)), SLIP, rtol=0.1)
+    np.testing.assert_allclose((left[51:] * left[50:-1]).mean((0, 1)) / (left[50:] ** 2).mean((0, 1)), MEMORY, atol=0.05)
+    rest = np.delete(error, [0, 1, 2, 3, 4, 5, 12, 13, 14], axis=-1)
+    assert np.all(rest == 0.0)
+
+
+def test_stumbles_are_short_rare_and_bounded(played):
+    stumble = (played[0] - played[1])[..., :3]
+    assert np.all(np.abs(stumble).max((0, 1)) <= np.asarray(STUMBLE) + 1e-6)
+    assert np.all(np.abs(stumble).max((0, 1)) > 0.8 * np.asarray(STUMBLE))
+    share = np.any(stumble != 0.0, axis=-1).mean()
+    assert share == pytest.approx(STUMBLES * STEPS / (1.0 + STUMBLES * STEPS), rel=0.25)
+
+
+def test_no_clumsiness_is_no_error():
+    executed, recorded = play(0.0, count=4, steps=20)
+    np.testing.assert_allclose(executed, recorded, atol=1e-7)
