@@ -14,6 +14,7 @@ from envs.tasks.command import encode
 
 Array = jax.Array
 BACK, CARRY, HALT, LOWER, OPEN = range(LIFT + 1, LIFT + 6)
+OPEN_APART = 0.12  # hands that have let go are that far outside the sides [m]
 CARRY_AT = (0.33, 0.0, 0.10)  # middle of the carried box, trunk frame [m]
 SLOW = (0.2, 0.08, 0.22)  # fastest with a box in the hands: ahead, aside [m/s], turning [rad/s]
 INWARD = ((0.2, 0.05), (0.3, 0.15))  # least and most, of fingertips and lower edges [rad]
@@ -80,11 +81,11 @@ class TransportExpert(PickupExpert):
         over = jnp.clip(over[:2], jnp.array([0.30, -0.06]), jnp.array([0.42, 0.06]))
         middle = jnp.where(nxt >= HALT, jnp.append(over, CARRY_AT[2]), jnp.asarray(CARRY_AT))
         middle = jnp.where(nxt >= LOWER, middle.at[2].set(low - 0.01), middle)
-        apart = jnp.where(nxt == OPEN, -base.READY_APART, habits.squeeze)
+        apart = jnp.where(nxt == OPEN, -OPEN_APART, habits.squeeze)
         pos, rot = base.beside(middle, memory.anchor[3], HALF, apart, habits.inward)
         # A carried box is turned and moved slowly, or it slips; hands that have let go stay where the box is.
         box_yaw = rotations.wrap_angle(rotations.yaw_of(pose[3:]) - at[3])
-        open_pos, open_rot = base.beside(box, box_yaw, HALF, -base.READY_APART, jnp.zeros(2))
+        open_pos, open_rot = base.beside(box, box_yaw, HALF, -OPEN_APART, jnp.zeros(2))
         pos, rot = jnp.where(nxt == OPEN, open_pos, pos), jnp.where(nxt == OPEN, open_rot, rot)
         speed = jnp.where(nxt == LOWER, 0.08, jnp.where(nxt == OPEN, 0.3, 0.15))
         hands = base.toward(memory.hands, pos, speed)

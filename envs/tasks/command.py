@@ -32,19 +32,25 @@ ACTION_DIM = sum(ACTION_LAYOUT.values())
 
 VELOCITY_LOW = np.array([-0.2, -0.15, -0.4], np.float32)
 VELOCITY_HIGH = np.array([0.4, 0.15, 0.4], np.float32)
+STAND = np.array([0.03, 0.025, 0.06], np.float32)
+"""A velocity with all three components below these means standing [m/s, m/s, rad/s]."""
 # Left palm, trunk frame; the right one's box is the mirror image.
 HAND_LOW = np.array([0.10, -0.08, -0.20], np.float32)
 HAND_HIGH = np.array([0.52, 0.42, 0.45], np.float32)
 
 
 def decode(action: Array) -> Command:
-    """Any `(23,)` numbers -> a command within limits; rotations by Gram-Schmidt."""
+    """Any `(23,)` numbers -> a command within limits; rotations by Gram-Schmidt.
+
+    A velocity within `STAND` is zero: the gait steps on the spot for any other, and what a planner has learned or sampled never is.
+    """
     velocity, hands, gripper = action[:3], action[3:21].reshape(2, 9), action[21:]
     mirror = np.array([1, -1, 1], np.float32)
     left = jnp.clip(hands[0, :3], HAND_LOW, HAND_HIGH)
     right = mirror * jnp.clip(mirror * hands[1, :3], HAND_LOW, HAND_HIGH)
+    moving = jnp.any(jnp.abs(velocity) >= STAND)
     return Command(
-        velocity=jnp.clip(velocity, VELOCITY_LOW, VELOCITY_HIGH),
+        velocity=jnp.where(moving, jnp.clip(velocity, VELOCITY_LOW, VELOCITY_HIGH), 0.0),
         hand_pos=jnp.stack([left, right]),
         hand_rot=rotations.mat_from_6d(hands[:, 3:]),
         gripper=jnp.clip(gripper, 0.0, 1.0),
