@@ -161,7 +161,9 @@ class Theatre:
             metrics = {name: jnp.where(live, after.metrics[name], metrics[name]) for name in METRICS}
             metrics["fall"] = jnp.where(live & broken, 1.0, metrics["fall"])
             sums = {name: sums[name] + jnp.where(live, after.metrics[name], 0.0) for name in MEANS}
-            seen = (self._frame(states), self.player.intended(memory, action), states.physics.qpos) if self.record else ()
+            seen = (
+                (self._frame(states), self.player.intended(memory, action), states.physics.qpos) if self.record else ()
+            )
             ended = ended | after.terminated | after.truncated | broken
             return (after, memory, ended, metrics, sums, count + live), seen
 

@@ -42,7 +42,7 @@ HAND_HIGH = np.array([0.52, 0.42, 0.45], np.float32)
 def decode(action: Array) -> Command:
     """Any `(23,)` numbers -> a command within limits; rotations by Gram-Schmidt.
 
-    A velocity within `STAND` is zero: the gait steps on the spot for any other, and what a planner has learned or sampled never is.
+    A velocity within `STAND` is zero: the gait steps on the spot for any other, and what a planner samples never is exactly that.
     """
     velocity, hands, gripper = action[:3], action[3:21].reshape(2, 9), action[21:]
     mirror = np.array([1, -1, 1], np.float32)

@@ -33,7 +33,9 @@ def play(scale: float, count: int = 64, steps: int = 200) -> tuple[np.ndarray, n
         memory, action = jax.vmap(lambda m: player.expert.act(m, None))(memory)
         return memory, (action, player.intended(memory, action))
 
-    memory = jax.vmap(lambda k: player.expert.start(k, None))(jax.random.split(jax.random.key(3), states.reward.shape[0]))
+    memory = jax.vmap(lambda k: player.expert.start(k, None))(
+        jax.random.split(jax.random.key(3), states.reward.shape[0])
+    )
     memory, seen = jax.jit(lambda m: jax.lax.scan(one, m, None, length=steps))(memory)
     assert np.all(np.asarray(memory.expert) == steps)
     return np.asarray(seen[0]), np.asarray(seen[1])
@@ -55,7 +57,9 @@ def test_both_hands_slip_together_and_slowly(played):
     left, right = error[..., 3:6], error[..., 12:15]
     np.testing.assert_allclose(left, right, atol=1e-6)
     np.testing.assert_allclose(left[50:].std((0, 1)), SLIP, rtol=0.1)
-    np.testing.assert_allclose((left[51:] * left[50:-1]).mean((0, 1)) / (left[50:] ** 2).mean((0, 1)), MEMORY, atol=0.05)
+    np.testing.assert_allclose(
+        (left[51:] * left[50:-1]).mean((0, 1)) / (left[50:] ** 2).mean((0, 1)), MEMORY, atol=0.05
+    )
     rest = np.delete(error, [0, 1, 2, 3, 4, 5, 12, 13, 14], axis=-1)
     assert np.all(rest == 0.0)
 

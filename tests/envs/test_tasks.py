@@ -9,7 +9,7 @@ from box_views import placed
 from envs.chunk import Chunked
 from envs.tasks.box import EDGE, TABLE_HEIGHT
 from envs.tasks.catalog import TASKS, make_expert, make_task
-from envs.tasks.command import ACTION_DIM, HAND_HIGH, HAND_LOW, VELOCITY_HIGH, decode, encode
+from envs.tasks.command import ACTION_DIM, HAND_HIGH, HAND_LOW, STAND, VELOCITY_HIGH, decode, encode
 from envs.tasks.hierarchy import PRIVILEGED_LAYOUT, Hierarchy
 from envs.toy import Toy
 from rdp_jax.config import ConfigError
@@ -45,6 +45,15 @@ def test_commands_survive_the_action_and_limits_hold():
     again = decode(encode(wild))
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(wild), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_velocity_near_zero_means_standing(axis):
+    action = encode(decode(jnp.zeros(ACTION_DIM)))
+    slow = action.at[:3].set(0.99 * STAND * np.array([1, -1, 1], np.float32))
+    assert np.all(np.asarray(decode(slow).velocity) == 0.0)
+    fast = slow.at[axis].set(1.01 * STAND[axis])
+    np.testing.assert_array_equal(decode(fast).velocity, fast[:3])  # one axis is enough, and the others count then, too
 
 
 def test_chunks_stop_at_the_end_of_an_episode():
