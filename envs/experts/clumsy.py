@@ -1,8 +1,8 @@
 """An expert whose hands slip and whose feet stumble: it acts with errors, and says what it had meant to do.
 
 Demonstrations without errors never show how to get out of one: their hand targets hardly differ from where the hands are, and an
-imitator learns to leave the hands there.  With errors that are executed but not recorded the targets are what they should be, from
-wherever the errors have led (noise injection as in DART, arXiv:1703.09327).
+imitator learns to leave the hands there.  With errors that are executed but not recorded the targets are what they should be
+from wherever the errors have led (noise injection as in DART, arXiv:1703.09327).
 """
 
 from __future__ import annotations
