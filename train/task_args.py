@@ -63,7 +63,12 @@ class CollectArgs(DemonstrationFlags):
     """
 
     episodes: int = ranged(50, 1, 10**7, "successful episodes to keep")
-    clumsiness: float = ranged(1.0, 0.0, 3.0, "size of the errors from which the T1 expert recovers; 0: none")
+    clumsiness: float = ranged(
+        1.0,
+        0.0,
+        3.0,
+        "size of the errors that are executed and not recorded (T1), against what the expert can bear; 0: none",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,13 @@ Array = jax.Array
 
 
 class Expert(Protocol):
-    """A planner that knows the exact state; pure and unbatched."""
+    """A planner that knows the exact state; pure and unbatched.
+
+    Attributes:
+      errors: size of the errors that it mostly recovers from, see `envs.experts.clumsy`.
+    """
+
+    errors: float
 
     def start(self, key: Array, state: State) -> Any:
         """Habits of this episode, and an empty memory."""

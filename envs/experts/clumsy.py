@@ -41,10 +41,10 @@ class ClumsyMemory:
 
 
 class Clumsy:
-    """`expert` with errors of size `scale` (1: as above); see `envs.experts.base.Expert`."""
+    """`expert` with `scale` times the errors that it can bear; see `envs.experts.base.Expert`."""
 
     def __init__(self, expert: Expert, scale: float = 1.0):
-        self.expert, self.scale = expert, scale
+        self.expert, self.scale = expert, scale * expert.errors
 
     def start(self, key: Array, state: State) -> ClumsyMemory:
         """The expert's start, without an error yet."""

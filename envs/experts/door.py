@@ -34,6 +34,8 @@ PALM_DOWN = 1.1  # turn of the right palm about its fingers [rad]
 class DoorExpert:
     """See `envs.experts.base.Expert`."""
 
+    errors = 1.0
+
     def __init__(self, env: Hierarchy):
         self.env = env
         self.task: Any = env.task

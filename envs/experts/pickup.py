@@ -26,6 +26,8 @@ TOLERANCE = (0.035, 0.03, 0.08)  # of the stance: ahead [m], aside [m], heading 
 class PickupExpert:
     """See `envs.experts.base.Expert`."""
 
+    errors = 1.0
+
     def __init__(self, env: Hierarchy):
         self.env = env
         self.task: Any = env.task

@@ -24,6 +24,8 @@ BACK_OFF = 0.35  # first away from the table, so that the box clears it when the
 class TransportExpert(PickupExpert):
     """See `envs.experts.base.Expert`."""
 
+    errors = 0.5  # larger ones drop five boxes of six on the way
+
     def start(self, key: Array, state: State) -> Memory:
         """As the pickup's, with palms that stay flat on the box.
 

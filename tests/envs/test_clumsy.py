@@ -17,6 +17,8 @@ MEANT = jnp.linspace(-1.0, 1.0, ACTION_DIM)
 class Steady:
     """Counts its calls, and means the same whatever happens."""
 
+    errors = 1.0
+
     def start(self, key, state):
         return jnp.int32(0)
 
@@ -70,6 +72,12 @@ def test_stumbles_are_short_rare_and_bounded(played):
     assert np.all(np.abs(stumble).max((0, 1)) > 0.8 * np.asarray(STUMBLE))
     share = np.any(stumble != 0.0, axis=-1).mean()
     assert share == pytest.approx(STUMBLES * STEPS / (1.0 + STUMBLES * STEPS), rel=0.25)
+
+
+def test_errors_are_those_that_the_expert_can_bear():
+    shaky = Steady()
+    shaky.errors = 0.5
+    assert Clumsy(shaky).scale == 0.5 and Clumsy(shaky, 3.0).scale == 1.5
 
 
 def test_no_clumsiness_is_no_error():
