@@ -134,6 +134,9 @@ class Recorded:
     def act(self, memory, states, params):
         return memory + 1, params[memory]
 
+    def intended(self, memory, action):
+        return action
+
 
 @pytest.fixture(scope="module")
 def recorded(robot, tmp_path_factory):
@@ -224,7 +227,7 @@ def test_a_directory_is_gone_on_with_by_its_own_recipe_only(robot, recorded, tmp
 @pytest.mark.slow
 def test_mixed_into_what_collect_wrote(robot, recorded, tmp_path):
     collect = CollectArgs(out=tmp_path, episodes=2, seed=5, resume=True)
-    recipe = {"task": "pickup", "seed": 5, "start_range": 1.0, "physics_dt": 0.005, "at_once": 8}
+    recipe = {"task": "pickup", "seed": 5, "start_range": 1.0, "physics_dt": 0.005, "clumsiness": 1.0, "at_once": 8}
     one = E.load(recorded[0] / FILE)
     expert = dataclasses.replace(
         one,
