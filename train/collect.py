@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from envs.experts.clumsy import Clumsy
 from envs.tasks.catalog import make_expert
 from rdp_jax.config import ConfigError
 from rdp_jax.data import episodes as E
@@ -17,7 +16,7 @@ from train import output
 from train.demonstrations import FILE, check_recipe, from_played, held, noted
 from train.medium import record_medium
 from train.names import GYM_TASKS
-from train.rollouts import ExpertPlayer, Theatre
+from train.rollouts import ClumsyPlayer, Theatre
 from train.task_args import CollectArgs
 from train.tasks import HumanoidStage
 
@@ -37,8 +36,7 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
     kept, tried, won = _previous(args)
     stage = HumanoidStage(args)
     env, params = stage.env, stage.params
-    expert = make_expert(args.task, env)
-    theatre = Theatre(env, ExpertPlayer(Clumsy(expert, args.clumsiness) if args.clumsiness else expert), record=True)
+    theatre = Theatre(env, ClumsyPlayer(make_expert(args.task, env), args.clumsiness), record=True)
     at_once = args.num_envs or min(256, max(args.episodes, 8))
     key = jax.random.fold_in(jax.random.key(args.seed), STREAM)
     steps, whole = 0, None

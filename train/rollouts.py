@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.core import State
+from envs.experts.base import Expert
 from envs.experts.clumsy import Clumsy
 from envs.tasks.hierarchy import METRICS, Hierarchy
 from rdp_jax.planner import Actor, Bundle
@@ -54,8 +55,22 @@ class ExpertPlayer:
         return jax.vmap(self.expert.act)(memory, states)
 
     def intended(self, memory: Any, action: Array) -> Array:
-        """The action without the errors of a clumsy expert."""
-        return memory.intended if isinstance(self.expert, Clumsy) else action
+        """What was executed."""
+        del memory
+        return action
+
+
+class ClumsyPlayer(ExpertPlayer):
+    """A heuristic expert that errs: what it executes has errors of that `scale`, what is recorded has none."""
+
+    def __init__(self, expert: Expert, scale: float):
+        super().__init__(Clumsy(expert, scale))
+
+    def intended(self, memory: Any, action: Array) -> Array:
+        """What the expert meant."""
+        del action
+        meant: Array = memory.intended
+        return meant
 
 
 class PlannerPlayer:

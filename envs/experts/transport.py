@@ -83,8 +83,7 @@ class TransportExpert(PickupExpert):
         over = jnp.clip(over[:2], jnp.array([0.30, -0.06]), jnp.array([0.42, 0.06]))
         middle = jnp.where(nxt >= HALT, jnp.append(over, CARRY_AT[2]), jnp.asarray(CARRY_AT))
         middle = jnp.where(nxt >= LOWER, middle.at[2].set(low - 0.01), middle)
-        apart = jnp.where(nxt == OPEN, -OPEN_APART, habits.squeeze)
-        pos, rot = base.beside(middle, memory.anchor[3], HALF, apart, habits.inward)
+        pos, rot = base.beside(middle, memory.anchor[3], HALF, habits.squeeze, habits.inward)
         # A carried box is turned and moved slowly, or it slips; hands that have let go stay where the box is.
         box_yaw = rotations.wrap_angle(rotations.yaw_of(pose[3:]) - at[3])
         open_pos, open_rot = base.beside(box, box_yaw, HALF, -OPEN_APART, jnp.zeros(2))

@@ -1,15 +1,18 @@
 """Demonstrations with errors: what is executed errs as documented, what is recorded does not."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from envs.experts.clumsy import MEMORY, SLIP, STEPS, STUMBLE, STUMBLES, Clumsy
 from envs.tasks.command import ACTION_DIM
-from train.rollouts import ExpertPlayer
+from envs.tasks.hierarchy import METRICS
+from train.rollouts import ClumsyPlayer, Theatre
 
 MEANT = jnp.linspace(-1.0, 1.0, ACTION_DIM)
 
@@ -26,21 +29,46 @@ class Steady:
         return memory + 1, MEANT
 
 
-def play(scale: float, count: int = 64, steps: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Executed and recorded actions `(steps, count, 23)`."""
-    player = ExpertPlayer(Clumsy(Steady(), scale))
-    states = SimpleNamespace(reward=jnp.zeros(count))
+@struct.dataclass
+class Plain:
+    """As much of `envs.core.State` as a `Theatre` looks at."""
 
-    def one(memory, _):
-        memory, action = jax.vmap(lambda m: player.expert.act(m, None))(memory)
-        return memory, (action, player.intended(memory, action))
+    physics: Any
+    task: Any
+    metrics: Any
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
 
-    memory = jax.vmap(lambda k: player.expert.start(k, None))(
-        jax.random.split(jax.random.key(3), states.reward.shape[0])
-    )
-    memory, seen = jax.jit(lambda m: jax.lax.scan(one, m, None, length=steps))(memory)
-    assert np.all(np.asarray(memory.expert) == steps)
-    return np.asarray(seen[0]), np.asarray(seen[1])
+
+@struct.dataclass
+class Seen:
+    """A history of frames, or positions and whether they diverged."""
+
+    history: Any = None
+    qpos: Any = None
+    diverged: Any = None
+
+
+class Diary:
+    """An environment whose `qpos` is the action that it has just executed."""
+
+    spec = SimpleNamespace(episode_steps=200)
+
+    def reset(self, key, params):
+        return self.step(None, jnp.zeros(ACTION_DIM), params)
+
+    def step(self, state, action, params):
+        no, zero = jnp.bool_(False), jnp.float32(0.0)
+        seen = Seen(qpos=action, diverged=no)
+        return Plain(seen, Seen(history=jnp.zeros((1, 1))), dict.fromkeys(METRICS, zero), zero, no, no)
+
+
+def play(scale: float, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Executed and recorded actions `(199, count, 23)`."""
+    theatre = Theatre(Diary(), ClumsyPlayer(Steady(), scale), record=True)
+    played = theatre.play(jax.random.key(3), np.arange(count), ())
+    return played.qpos[1:], played.actions[:-1]
 
 
 @pytest.fixture(scope="module")
@@ -81,5 +109,5 @@ def test_errors_are_those_that_the_expert_can_bear():
 
 
 def test_no_clumsiness_is_no_error():
-    executed, recorded = play(0.0, count=4, steps=20)
+    executed, recorded = play(0.0, count=4)
     np.testing.assert_allclose(executed, recorded, atol=1e-7)
