@@ -108,6 +108,18 @@ def test_steps_that_are_done_are_not_run_again(tmp_path, monkeypatch):
     assert record["metrics"]["seconds"]["na"] == 4.0 and record["env_steps"] == 100
 
 
+def test_gradient_steps_grow_with_the_data_but_slower():
+    _, steps = plan("data")
+    learn = [step.words for step in steps if "--demonstrations" in step.words]
+    spent = [int(w[w.index("--demonstrations") + 1]) * int(w[w.index("--epochs") + 1]) for w in learn]
+    assert len(spent) == 6 and spent == sorted(spent) and len(set(spent)) == 6
+    assert spent[-1] < 5 * spent[1]  # 1000 demonstrations against 50
+
+
+def test_success_contains_the_imitators():
+    assert plan("success")[1][:5] == plan("imitation")[1]
+
+
 def test_from_scratch_legs_learn_on_the_ground_of_their_task():
     for task, scene in (("stairs", "platforms"), ("door", "flat")):
         args = ReproduceArgs(name="scratch", task=task)
