@@ -53,8 +53,8 @@ def _common(s: Settings, *words: str) -> tuple[str, ...]:
 
 
 def epochs(demonstrations: int) -> int:
-    """Passes over so many demonstrations: 300 up to 50 of them, then fewer, so that gradient steps grow with the square root of the
-    data.  1000 demonstrations get 4.5 times the steps of 50, and not 20 times.
+    """Passes over so many demonstrations: 300 up to 50 of them, then fewer, so that gradient steps grow with the square root of
+    the data.  1000 demonstrations get 4.5 times the steps of 50, and not 20 times.
     """
     return round(300 * min(1.0, (50 / demonstrations) ** 0.5))
 

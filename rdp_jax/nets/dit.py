@@ -12,9 +12,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rdp_jax.nets.products import flat_dot_general
 from rdp_jax.nets.time import sinusoid
 
 Array = jax.Array
+
+
+def _dense(features: int, dtype: Any, name: str, **more: Any) -> nn.Dense:
+    """A linear layer over the last axis of tokens or frames."""
+    return nn.Dense(features, dtype=dtype, name=name, dot_general=flat_dot_general, **more)
 
 
 class Condition(nn.Module):
@@ -31,7 +37,7 @@ class Condition(nn.Module):
     def __call__(self, t: Array, obs: Array) -> Array:
         """`t (B,)`, `obs (B, H * frame)` -> `(B, width)`."""
         frames = obs.reshape(obs.shape[0], self.history, -1)
-        frames = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="frame")(frames))
+        frames = nn.gelu(_dense(self.width, self.dtype, "frame")(frames))
         seen = nn.Dense(self.width, dtype=self.dtype, name="mix")(frames.reshape(obs.shape[0], -1))
         time = nn.Dense(self.width, dtype=self.dtype, name="time")(sinusoid(t, self.width))
         return nn.Dense(self.width, dtype=self.dtype, name="join")(nn.silu(seen + time))
@@ -57,10 +63,11 @@ class Block(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(six, 6, axis=-1)
         norm = nn.LayerNorm(use_bias=False, use_scale=False, epsilon=1e-6, dtype=self.dtype)
         h = modulate(norm(x), shift_a, scale_a)
-        h = nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, name="attention")(h)
+        flat = {"qkv_dot_general": flat_dot_general}
+        h = nn.MultiHeadDotProductAttention(self.heads, dtype=self.dtype, name="attention", **flat)(h)
         x = x + gate_a[:, None] * h
-        h = nn.Dense(4 * self.width, dtype=self.dtype, name="mlp_in")(modulate(norm(x), shift_m, scale_m))
-        return x + gate_m[:, None] * nn.Dense(self.width, dtype=self.dtype, name="mlp_out")(nn.gelu(h))
+        h = _dense(4 * self.width, self.dtype, "mlp_in")(modulate(norm(x), shift_m, scale_m))
+        return x + gate_m[:, None] * _dense(self.width, self.dtype, "mlp_out")(nn.gelu(h))
 
 
 class DiT(nn.Module):
@@ -82,7 +89,7 @@ class DiT(nn.Module):
     def __call__(self, x: Array, t: Array, obs: Array) -> Array:
         """`x (B, Ta, Da)`, `t (B,)` int32, `obs (B, H * frame)` normalised -> `(B, Ta, Da)`."""
         condition = Condition(self.width, self.history, self.dtype, name="condition")(t, obs)
-        h = nn.Dense(self.width, dtype=self.dtype, name="embed")(x)
+        h = _dense(self.width, self.dtype, "embed")(x)
         h = h + self.param("position", nn.initializers.normal(0.02), (x.shape[1], self.width))
         for i in range(self.depth):
             h = Block(self.width, self.heads, self.dtype, name=f"block_{i}")(h, condition)
@@ -90,4 +97,4 @@ class DiT(nn.Module):
         two = nn.Dense(2 * self.width, kernel_init=zeros, dtype=self.dtype, name="modulation")(nn.silu(condition))
         h = nn.LayerNorm(use_bias=False, use_scale=False, epsilon=1e-6, dtype=self.dtype)(h)
         h = modulate(h, *jnp.split(two, 2, axis=-1))
-        return nn.Dense(x.shape[2], kernel_init=zeros, dtype=self.dtype, name="last")(h).astype(jnp.float32)
+        return _dense(x.shape[2], self.dtype, "last", kernel_init=zeros)(h).astype(jnp.float32)

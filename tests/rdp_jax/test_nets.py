@@ -1,5 +1,6 @@
 """Networks of planners: shapes, first outputs, gradients, what may depend on what."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from rdp_jax.config import ConfigError, validate
 from rdp_jax.nets.build import GAUSSIAN, KINDS, NetConfig, network
+from rdp_jax.nets.products import flat_dot_general
 from rdp_jax.nets.time import sinusoid
 
 B, TA, DA, H, FRAME = 3, 4, 2, 2, 5
@@ -81,3 +83,18 @@ def test_shapes_that_do_not_fit_are_refused():
     net = network(NetConfig(kind="mlp", sizes=(16, 8, 16)), (TA, DA), 1)
     with pytest.raises(ValueError, match="odd number of equal widths"):
         net.init(jax.random.key(0), jnp.zeros((1, TA, DA)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 3)))
+
+
+def test_folded_products_are_the_products():
+    key = jax.random.key(0)
+    inputs, kernel = jax.random.normal(key, (3, 4, 5)), jax.random.normal(key, (5, 2, 6))
+    last = (((2,), (0,)), ((), ()))
+
+    def out(product):
+        value, pull = jax.vjp(lambda x, w: product(x, w, last), inputs, kernel)
+        return value, *pull(jnp.cos(value))
+
+    chex.assert_trees_all_close(out(flat_dot_general), out(jax.lax.dot_general), rtol=1e-5)
+    # Anything else is handed on: over the first axis, and batched.
+    for other, w in (((((0,), (0,)), ((), ())), kernel[:3]), ((((2,), (2,)), ((0,), (0,))), jnp.ones((3, 7, 5)))):
+        chex.assert_trees_all_equal(flat_dot_general(inputs, w, other), jax.lax.dot_general(inputs, w, other))
