@@ -306,10 +306,28 @@ class RefineArgs(Resumable, TaskFlags):
 
 def task_dsrl(preset: str) -> DSRLConfig:
     """DSRL on the T1 tasks: a chunk decides much, so few environments side by side and many updates for each of their steps."""
+    # Within 0.5 every noise is about as good as the base's own, so that nothing is lost while the critics know little; an actor
+    # that may go to 1.5 went below the base for a while (docs/dsrl.md).
+    bound = 0.5
     if preset == "gpu":
-        return DSRLConfig(num_envs=1024, updates=40, distillations=40, batch=1024, capacity=400_000, reset_pool=512)
+        return DSRLConfig(
+            num_envs=1024,
+            updates=40,
+            distillations=40,
+            batch=1024,
+            capacity=400_000,
+            reset_pool=512,
+            noise_bound=bound,
+        )
     return DSRLConfig(
-        num_envs=128, unroll_length=2, updates=24, distillations=24, warmup=10, critic_warmup=20, capacity=60_000
+        num_envs=128,
+        unroll_length=2,
+        updates=24,
+        distillations=24,
+        warmup=10,
+        critic_warmup=20,
+        capacity=60_000,
+        noise_bound=bound,
     )
 
 
