@@ -345,7 +345,9 @@ class DSRLArgs(Resumable, TaskFlags):
     controls: bool = said(
         False, "also judge no noise, halved noise, tanh noise, an untrained actor and a golden ticket"
     )
-    tickets: int = ranged(32, 2, 10**5, "candidates of the golden ticket, each tried in eight episodes of its own")
+    tickets: int = ranged(
+        32, 2, 10**5, "candidates of the golden ticket: eight episodes each, as many again for the best eighth"
+    )
     dsrl: DSRLConfig = dataclasses.field(
         default_factory=lambda: task_dsrl("cpu"), metadata={"hidden": ("num_envs", "variant")}
     )
