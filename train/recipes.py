@@ -82,6 +82,8 @@ def _collect(s: Settings, episodes: int, *more: str) -> Step:
 
 
 QUIET = ("--first-std", "0.5")
+# A denoiser's layers must be wider than the chunk (276 numbers), whose noise has to pass through them: with 256 it wins nothing.
+WIDE_MLP = ("--net", "mlp", "--planner.net.sizes", "768", "768", "768")
 START = ("--planner", "{dit}/planner.safetensors")
 
 
@@ -91,7 +93,7 @@ def imitation(s: Settings) -> list[Step]:
         _eval(s, "expert", "--which", "expert", row="heuristic expert"),
         _collect(s, 50),
         _pretrain(s, "dit", "{demos}", 50, row="DiT, imitation", paper="0.50-0.73"),
-        _pretrain(s, "mlp", "{demos}", 50, "--net", "mlp", row="MLP diffusion, imitation"),
+        _pretrain(s, "mlp", "{demos}", 50, *WIDE_MLP, row="MLP diffusion, imitation"),
         _pretrain(s, "lstm", "{demos}", 50, "--net", "lstm", row="LSTM, imitation"),
     ]
 
