@@ -88,6 +88,10 @@ class DSRLConfig:
     )
     # Both released repositories disagree, and one lets time limits end the value.
     time_limit: str = chosen("terminal", ("bootstrap", "terminal"), "a time limit bootstraps, or ends the value")
+    # Of a task that pays 1 at most once, SAC's critics came to promise 4 (docs/dsrl.md).
+    return_bound: float = ranged(
+        0.0, 0.0, 1e9, "returns are known to lie between 0 and this, and targets are kept there; 0: not known"
+    )
     # Distilling from fresh normal noise denoises a batch per step, and trains Q^W where the actor never is.
     distill_from: str = chosen(
         "replay",
@@ -424,6 +428,8 @@ class Update(Iteration):
         else:
             following = nets.reduced(nets.value(target, batch.next_critic_obs, u_next))
             name, taken = "noise_values", batch.u
+        if config.return_bound:
+            following = jnp.clip(following, 0.0, config.return_bound)
         if config.entropy_backup:
             following = following - alpha * log_next
         goal = jax.lax.stop_gradient(batch.reward + batch.discount * following)

@@ -113,6 +113,27 @@ def test_nobody_moves_before_it_is_time():
     assert not np.array_equal(jax.device_get(state.params["alpha"]), first["alpha"])
 
 
+class Endless(Bandit):
+    """Nothing is ever paid, and no episode ends: what targets hold is what the target network says."""
+
+    def step(self, state, action, params):
+        return self._state(state.key, jnp.float32(0.0), jnp.array(False))
+
+
+@pytest.mark.parametrize("variant", ["na", "sac"])
+@pytest.mark.parametrize(("promise", "bound", "target"), [(10.0, 0.0, 9.7), (10.0, 1.0, 0.97), (-10.0, 1.0, 0.0)])
+def test_targets_stay_where_returns_can_be(variant, promise, bound, target):
+    config = dataclasses.replace(CONFIG, variant=variant, warmup=1, updates=1, tau=0.0, return_bound=bound)
+    env = AutoReset(Endless())
+    state = dsrl.init(jax.random.key(0), config, Linear(), jnp.float32(GAIN), env, jnp.float32(0.0))
+    flat = jax.tree.map(jnp.zeros_like, state.target)
+    flat["heads"]["last"]["bias"] += promise
+    state, update = state.replace(target=flat), dsrl.Update(config, Linear(), env)
+    for _ in range(2):
+        state, metrics = update(state, jnp.float32(0.0))
+    assert float(metrics["value/target"]) == pytest.approx(target, abs=1e-5)
+
+
 def test_the_first_actor_is_quieter_than_the_base():
     state, update = make(CONFIG)
     obs = jnp.zeros((4096, 2))
