@@ -308,7 +308,7 @@ def task_dsrl(preset: str) -> DSRLConfig:
     """DSRL on the T1 tasks: a chunk decides much, so few environments side by side and many updates for each of their steps."""
     # Within 0.5 every noise is about as good as the base's own, so that nothing is lost while the critics know little; an actor
     # that may go to 1.5 went below the base for a while (docs/dsrl.md).
-    common: dict[str, Any] = {"noise_bound": 0.5, "return_bound": 1.0}  # success pays 1, and ends the episode
+    bound = 0.5
     if preset == "gpu":
         return DSRLConfig(
             num_envs=1024,
@@ -317,7 +317,7 @@ def task_dsrl(preset: str) -> DSRLConfig:
             batch=1024,
             capacity=400_000,
             reset_pool=512,
-            **common,
+            noise_bound=bound,
         )
     return DSRLConfig(
         num_envs=128,
@@ -327,7 +327,7 @@ def task_dsrl(preset: str) -> DSRLConfig:
         warmup=10,
         critic_warmup=20,
         capacity=60_000,
-        **common,
+        noise_bound=bound,
     )
 
 

@@ -88,7 +88,7 @@ class DSRLConfig:
     )
     # Both released repositories disagree, and one lets time limits end the value.
     time_limit: str = chosen("terminal", ("bootstrap", "terminal"), "a time limit bootstraps, or ends the value")
-    # Of a task that pays 1 at most once, SAC's critics came to promise 4 (docs/dsrl.md).
+    # Of a task that pays 1 at most once, the critic of `sac` came to promise 4; this alone did not help it (docs/dsrl.md).
     return_bound: float = ranged(
         0.0, 0.0, 1e9, "returns are known to lie between 0 and this, and targets are kept there; 0: not known"
     )
