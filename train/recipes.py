@@ -82,7 +82,8 @@ def _collect(s: Settings, episodes: int, *more: str) -> Step:
 
 
 QUIET = ("--first-std", "0.5")
-# A denoiser's layers must be wider than the chunk (276 numbers), whose noise has to pass through them: with 256 it wins nothing.
+# A denoiser's layers must be wider than the chunk (276 numbers), whose noise has to pass through them; in 300 epochs 768 are not
+# enough either (docs/planner.md).
 WIDE_MLP = ("--net", "mlp", "--planner.net.sizes", "768", "768", "768")
 START = ("--planner", "{dit}/planner.safetensors")
 
