@@ -14,6 +14,7 @@ ones the second (MuJoCo's default) holds, and the first now and then flings the 
 REST = [0.8, 0.8, 0.01, 1e-4, 1e-4]
 CORNER = 0.006  # radius of the spheres a box stands on [m]
 SLAB = 0.03  # thickness of a table top [m]
+RIM = 0.01  # radius of a table top's edge [m]
 
 
 def add_table(
@@ -37,6 +38,33 @@ def add_table(
     touch_robot(spec, name)
 
 
+def add_rim(
+    spec: mujoco.MjSpec, name: str, start: tuple[float, float], end: tuple[float, float], height: float
+) -> None:
+    """The rounded edge of a table top, on which a box can rest that juts out over it.
+
+    A box meets a top with its corners alone: without a rim it would fall as soon as two of them are past the edge, wherever its
+    middle is.
+
+    Args:
+      spec: scene to add to.
+      name: of the geom.
+      start, end: `(x, y)` of the ends of the edge, world [m].
+      height: of the table's upper face [m].
+    """
+    z = height - RIM
+    line = [start[0], start[1], z, end[0], end[1], z]
+    spec.worldbody.add_geom(
+        name=name,
+        type=mujoco.mjtGeom.mjGEOM_CAPSULE,
+        size=[RIM, 0, 0],
+        fromto=line,
+        contype=0,
+        conaffinity=0,
+        rgba=[0.45, 0.34, 0.24, 1],
+    )
+
+
 def touch_robot(spec: mujoco.MjSpec, geom: str) -> None:
     """Contacts of an obstacle with what of the robot comes near it."""
     parts = [f"{s}_{part}" for s in SIDES for part in ("hand", "forearm", "thigh", "shank")]
@@ -45,7 +73,13 @@ def touch_robot(spec: mujoco.MjSpec, geom: str) -> None:
 
 
 def add_box(
-    spec: mujoco.MjSpec, name: str, edge: float, mass: float, rests_on: tuple[str, ...], long: bool = False
+    spec: mujoco.MjSpec,
+    name: str,
+    edge: float,
+    mass: float,
+    rests_on: tuple[str, ...],
+    rims: tuple[str, ...] = (),
+    long: bool = False,
 ) -> None:
     """A free cube that two palms can hold by friction; it stands on its corners.
 
@@ -55,6 +89,7 @@ def add_box(
       edge: length [m].
       mass: nominal [kg].
       rests_on: geoms it can stand on, the floor apart.
+      rims: edges of those over which it may jut out, see `add_rim`.
       long: it is held for so long that it must not creep at all (elliptic cones, whose friction is stiffer than their normal
         force); otherwise it sinks by 3 mm a second, which is cheaper on MJX.
     """
@@ -72,6 +107,8 @@ def add_box(
         # The upper corners matter only to a box that has fallen, and only on the floor.
         for surface in ("floor", *(rests_on if z < 0 else ())):
             spec.add_pair(geomname1=corner, geomname2=surface, condim=3, friction=REST)
+    for rim in rims:
+        spec.add_pair(geomname1=rim, geomname2=name, condim=3, friction=REST)
     solimp = SOFT if long else STIFF
     for side in SIDES:
         for i in range(4):

@@ -51,7 +51,10 @@ class Transport(BoxTask):
         objects.add_table(spec, "table", (TABLE_HALF[0], 0.0), TABLE_HALF, TABLE_HEIGHT)
         middle = (0.5 * (GOAL_X[0] + GOAL_X[1]), GOAL_EDGE + TABLE_HALF[0])
         objects.add_table(spec, "goal_table", middle, (TABLE_HALF[1], TABLE_HALF[0]), TABLE_HEIGHT)
-        objects.add_box(spec, "box", EDGE, 1.0, ("table", "goal_table"), long=True)
+        # Goals lie near the edge, as arms are short: a box that is near enough to one may jut out by a few centimetres.
+        left, right = ((middle[0] + side * TABLE_HALF[1], GOAL_EDGE + objects.RIM) for side in (-1, 1))
+        objects.add_rim(spec, "goal_rim", left, right, TABLE_HEIGHT)
+        objects.add_box(spec, "box", EDGE, 1.0, ("table", "goal_table"), ("goal_rim",), long=True)
         return spec
 
     def goal_pose(self, world: TransportWorld) -> Array:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import pytest
 from box_views import placed
@@ -11,6 +12,8 @@ from envs.tasks.box import EDGE, TABLE_HEIGHT
 from envs.tasks.catalog import TASKS, make_expert, make_task
 from envs.tasks.command import ACTION_DIM, HAND_HIGH, HAND_LOW, STAND, VELOCITY_HIGH, decode, encode
 from envs.tasks.hierarchy import PRIVILEGED_LAYOUT, Hierarchy
+from envs.tasks.objects import RIM
+from envs.tasks.transport import GOAL_EDGE
 from envs.toy import Toy
 from rdp_jax.config import ConfigError
 from train.controller import act, load_part
@@ -142,6 +145,21 @@ def test_transport_is_won_by_letting_go_at_the_goal():
     assert not won(placed(env, state, box=at_goal.at[2].add(0.05), hands=away.measured.hand_pos))
     first_table = jnp.asarray([0.17, 0.0, TABLE_HEIGHT + 0.5 * EDGE, 1, 0, 0, 0], jnp.float32)
     assert not won(placed(env, state, box=first_table, hands=away.measured.hand_pos))
+
+
+@pytest.mark.parametrize(("inside", "stays"), [(0.15, True), (0.06, True), (-0.02, False)])
+def test_a_box_that_juts_out_over_the_goal_table_falls_only_past_its_middle(inside, stays):
+    task = make_task("transport")
+    model = task.build().compile()
+    task.bind(model)
+    data = mujoco.MjData(model)
+    data.qpos[:2] = -1.5  # the robot collapses elsewhere
+    turned = 0.5 * (0.5 * np.pi + 0.1)
+    place = np.array([-0.4, GOAL_EDGE + RIM + inside, task.top + 0.5 * EDGE])
+    data.qpos[task.box] = [*place, np.cos(turned), 0, 0, np.sin(turned)]
+    mujoco.mj_step(model, data, nstep=round(1.0 / model.opt.timestep))
+    moved = np.linalg.norm(data.qpos[task.box[:3]] - place)
+    assert (moved < 0.003) == stays
 
 
 def test_the_expert_picks_the_box_up(pickup, start):
