@@ -106,7 +106,8 @@ class Checkpointer:
 def _rewrap(leaves: list[Any], template: Any) -> Any:
     """Inverse of `_unwrap`.  Copies: a donated buffer must not belong to whoever read it."""
     old, structure = jax.tree.flatten(template)
-    copies = [jnp.array(x, copy=True) for x in leaves]
+    # A copy of an empty array forgets how it was spread over devices, and a compiled program refuses it.
+    copies = [jax.device_put(jnp.array(x, copy=True), x.sharding) for x in leaves]
     keys = [jax.random.wrap_key_data(n, impl=jax.random.key_impl(o)) if _is_key(o) else n for n, o in zip(copies, old)]
     return jax.tree.unflatten(structure, keys)
 

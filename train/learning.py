@@ -47,7 +47,8 @@ def with_first_std(planner: Planner, first_std: float | None) -> Planner:
 
 def settings(args: Any) -> dict[str, Any]:
     """What a run and its resumption must agree on."""
-    free = {"iterations": 1, "minutes": None, "trials": 0, "eval_every": 0, "resume": False, "json": False}
+    free = {"iterations": 1, "minutes": None, "trials": 0, "eval_every": 0, "controls": False, "tickets": 32}
+    free |= {"resume": False, "json": False}
     paths = {"out": None, "planner": None, "legs": None, "hands": None}
     free = {name: value for name, value in free.items() if hasattr(args, name)}
     return to_dict(dataclasses.replace(args, **free, **paths))

@@ -27,7 +27,7 @@ from rdp_jax.algos.iteration import Iteration
 from rdp_jax.config import ConfigError, chosen, ranged, validate
 from rdp_jax.diffusion.policy import Pairs
 from rdp_jax.gae import gae
-from rdp_jax.nets.denoiser import ResidualCritic
+from rdp_jax.nets.denoiser import ResidualCritic, check_residual
 from rdp_jax.planner import Bundle, to_chunk, to_obs
 from rdp_jax.types import Transition, VectorEnv
 
@@ -119,6 +119,7 @@ class DPPOConfig:
             raise ConfigError("minibatches", self.minibatches, f"a divisor of {pairs} pairs per shuffle group")
         if self.log_prob_min >= self.log_prob_max:
             raise ConfigError("log_prob_min", self.log_prob_min, f"less than log_prob_max={self.log_prob_max}")
+        check_residual("critic_sizes", self.critic_sizes)
 
 
 @struct.dataclass

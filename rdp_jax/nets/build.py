@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from rdp_jax.config import ConfigError, chosen, ranged
-from rdp_jax.nets.denoiser import DenoiserMLP
+from rdp_jax.nets.denoiser import DenoiserMLP, check_residual
 from rdp_jax.nets.dit import DiT
 from rdp_jax.nets.recurrent import ChunkMLP, LSTMChunk
 from rdp_jax.nets.unet import UNet
@@ -36,6 +36,8 @@ class NetConfig:
         """Fields that must fit each other."""
         if self.kind == "dit" and self.width % self.heads:
             raise ConfigError("heads", self.heads, f"a divisor of width={self.width}")
+        if self.kind in ("mlp", "gaussian-mlp"):
+            check_residual("sizes", self.sizes)
 
 
 def network(config: NetConfig, shape: tuple[int, int], history: int) -> Any:

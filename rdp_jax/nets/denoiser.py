@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rdp_jax.config import ConfigError
 from rdp_jax.nets.time import TimeEmbedding
 
 Array = jax.Array
@@ -33,6 +34,12 @@ class UniformDense(nn.Module):
         return nn.Dense(self.features, kernel_init=uniform, bias_init=uniform, dtype=self.dtype, name="dense")(x)
 
 
+def check_residual(field: str, sizes: Sequence[int]) -> None:
+    """Raises `ConfigError` naming `field` where `sizes` are no hidden widths of a `ResidualMLP`."""
+    if len(sizes) % 2 == 0 or len(set(sizes)) != 1:
+        raise ConfigError(field, tuple(sizes), "an odd number of equal widths")
+
+
 class ResidualMLP(nn.Module):
     """`h = W u`; for each pair of further hidden layers `h + W2 f(W1 f(h))`; a linear output.
 
@@ -51,8 +58,7 @@ class ResidualMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`(..., in)` -> `(..., out)` float32."""
-        if len(self.sizes) % 2 == 0 or len(set(self.sizes)) != 1:
-            raise ValueError(f"sizes={tuple(self.sizes)}, allowed: an odd number of equal widths")
+        check_residual("sizes", self.sizes)
         act = ACTIVATIONS[self.activation]
         width = self.sizes[0]
         h = UniformDense(width, self.dtype, name="first")(x)

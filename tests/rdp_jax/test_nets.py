@@ -81,7 +81,7 @@ def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="horizon=6"):
         net.init(jax.random.key(0), jnp.zeros((1, 6, DA)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 3)))
     net = network(NetConfig(kind="mlp", sizes=(16, 8, 16)), (TA, DA), 1)
-    with pytest.raises(ValueError, match="odd number of equal widths"):
+    with pytest.raises(ConfigError, match="odd number of equal widths"):
         net.init(jax.random.key(0), jnp.zeros((1, TA, DA)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 3)))
 
 

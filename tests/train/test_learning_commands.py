@@ -1,0 +1,79 @@
+"""`rdp pretrain`, `finetune` and `dsrl` from end to end, tiny, on hopper: learn, stop, go on, judge what was written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rdp_jax.checkpoint import load_weights
+from rdp_jax.data import episodes as E
+from rdp_jax.planner import load
+from train.actors import NOISE_ACTOR
+from train.cli import main
+
+TINY_NET = ["--planner.net.sizes", "32", "32", "32"]
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory):
+    """Directory of a planner that imitates noise."""
+    out = tmp_path_factory.mktemp("imitation")
+    rng = np.random.default_rng(0)
+    obs, action = [rng.normal(size=(40, 11))] * 8, [np.tanh(rng.normal(size=(40, 3)))] * 8
+    found = E.from_lists(obs, action, [np.zeros(40)] * 8, [True] * 8, list(range(8)), metadata={"task": "hopper"})
+    E.save(out / "episodes.safetensors", found)
+    words = ["pretrain", "--preset", "gym", "--task", "hopper", "--data", str(out / "episodes.safetensors")]
+    words += ["--epochs", "2", "--bc.batch", "32", "--trials", "0", *TINY_NET, "--out", str(out / "planner")]
+    assert main(words) == 0
+    return out / "planner"
+
+
+def run(capsys, *words):
+    """The summary that `rdp WORDS` prints."""
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def weights(directory):
+    """All numbers of the planner in a run directory."""
+    return [np.asarray(x) for x in jax_leaves(load(directory / "planner.safetensors").bundle.weights)]
+
+
+def jax_leaves(tree):
+    """Leaves of nested dictionaries."""
+    return [leaf for x in tree.values() for leaf in (jax_leaves(x) if hasattr(x, "values") else [x])]
+
+
+def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
+    words = ["finetune", "--preset", "gym", "--task", "hopper", "--planner", str(planner / "planner.safetensors")]
+    words += ["--num-envs", "8", "--dppo.unroll-length", "4", "--dppo.minibatches", "2", "--dppo.epochs", "1"]
+    words += ["--dppo.critic-warmup", "0", "--dppo.reset-pool", "8", "--trials", "4", "--out", str(tmp_path / "tuned")]
+    first = run(capsys, *words, "--iterations", "1")
+    again = run(capsys, *words, "--iterations", "2", "--resume")
+    assert first["metrics"]["iterations"] == 1 and again["metrics"]["iterations"] == 2
+    assert again["env_steps"] == 2 * first["env_steps"] == 2 * 8 * 4 * 4
+    assert again["metrics"]["return_before"] == first["metrics"]["return_before"]
+    assert len((tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()) == 2
+    before, after = weights(planner), weights(tmp_path / "tuned")
+    assert any((a != b).any() for a, b in zip(before, after, strict=True))
+    judged = run(capsys, "eval", "--task", "hopper", "--run", str(tmp_path / "tuned"), "--trials", "4")
+    assert judged["metrics"]["return"] == pytest.approx(again["metrics"]["return_after"], rel=1e-4)
+
+
+def test_dsrl_leaves_the_planner_alone_and_is_judged_with_its_noise(planner, tmp_path, capsys):
+    words = ["dsrl", "--preset", "gym", "--task", "hopper", "--planner", str(planner / "planner.safetensors")]
+    words += ["--num-envs", "4", "--dsrl.updates", "1", "--dsrl.distillations", "1"]
+    words += ["--dsrl.batch", "8", "--dsrl.capacity", "64", "--dsrl.warmup", "1", "--dsrl.critic-warmup", "0"]
+    words += ["--dsrl.sizes", "16", "16", "--dsrl.reset-pool", "4", "--trials", "4", "--out", str(tmp_path / "steered")]
+    run(capsys, *words, "--iterations", "2")
+    steered = load_weights(tmp_path / "steered" / NOISE_ACTOR)[0]
+    again = run(capsys, *words, "--iterations", "3", "--resume", "--controls")
+    moved = load_weights(tmp_path / "steered" / NOISE_ACTOR)[0]
+    assert any((a != b).any() for a, b in zip(jax_leaves(steered), jax_leaves(moved), strict=True))
+    metrics = again["metrics"]
+    assert metrics["iterations"] == 3 and metrics["base_unchanged"]
+    assert all((a == b).all() for a, b in zip(weights(planner), weights(tmp_path / "steered"), strict=True))
+    assert set(metrics["controls"]) == {"zero", "half", "tanh", "untrained_actor"}
+    judged = run(capsys, "eval", "--task", "hopper", "--run", str(tmp_path / "steered"), "--trials", "4")
+    assert judged["metrics"]["return"] == pytest.approx(metrics["return_after"], rel=1e-4)
