@@ -136,39 +136,53 @@ class GymStage:
             raise ConfigError("planner.history", history, f"1 for {args.task}")
         self.name, self.params = args.task, ()
         self.env = Locomotion(args.task, args.backend)
+        self._plays: dict[Any, Callable[..., Any]] = {}
 
     def judge(
         self, planner: Planner, seed: int, trials: int, at_once: int | None = None, explore: bool = False
     ) -> dict[str, Any]:
         """See `Stage.judge`."""
-        return self._judge(planner.actor(), weights_of(planner), seed, trials, at_once, explore)
+        name = (planner.config, planner.dims, planner.tuned_steps, explore)
+        play = self._play(name, planner.actor(), explore)
+        return self._judge(play, planner.config.executed, weights_of(planner), seed, trials, at_once)
 
     def judge_actor(
         self, actor: Any, weights: tuple[Any, Any], seed: int, trials: int, at_once: int | None = None
     ) -> dict[str, Any]:
         """See `Stage.judge_actor`."""
-        return self._judge(actor, weights, seed, trials, at_once, explore=False)
+        play = self._play(actor, actor, explore=False)
+        return self._judge(play, actor.config.executed, weights, seed, trials, at_once)
+
+    def _play(self, name: Any, actor: Any, explore: bool) -> Callable[..., Any]:
+        """Plays first episodes; made the first time for a `name`, compiled once, whatever weights it is given later."""
+        if name not in self._plays:
+            chunked = Chunked(self.env, actor.config.executed)
+            vector = AutoReset(chunked)
+
+            def play(key, indices, bundle, base):
+                def choose(obs, keys):
+                    return actor.act(bundle, base, obs["actor"], keys, explore)
+
+                return first_episodes(vector, choose, key, indices, (), chunked.spec.episode_steps)
+
+            self._plays[name] = jax.jit(play)
+        return self._plays[name]
 
     def _judge(
-        self, actor: Any, weights: tuple[Any, Any], seed: int, trials: int, at_once: int | None, explore: bool
+        self,
+        play: Callable[..., Any],
+        executed: int,
+        weights: tuple[Any, Any],
+        seed: int,
+        trials: int,
+        at_once: int | None,
     ) -> dict[str, Any]:
-        executed = actor.config.executed
-        chunked = Chunked(self.env, executed)
-        vector = AutoReset(chunked)
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
         at_once = at_once or min(64, trials)
-
-        @jax.jit
-        def play(indices, bundle, base):
-            def choose(obs, keys):
-                return actor.act(bundle, base, obs["actor"], keys, explore)
-
-            return first_episodes(vector, choose, key, indices, (), chunked.spec.episode_steps)
-
         returns, steps = [], 0
         with output.Progress(f"eval {self.name}", total=trials) as bar:
             for first in range(0, trials, at_once):
-                played = play(jnp.arange(first, min(first + at_once, trials)), *weights)
+                played = play(key, jnp.arange(first, min(first + at_once, trials)), *weights)
                 returns.append(np.asarray(played.returns))
                 steps += int(played.steps.sum()) * executed
                 bar.update(min(first + at_once, trials), steps, f"return {np.concatenate(returns).mean():.0f}")
