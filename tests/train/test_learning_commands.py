@@ -60,17 +60,16 @@ def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
     assert judged["metrics"]["trials"] == 2 and np.isfinite(judged["metrics"]["return"])
 
 
-def test_dsrl_goes_on_leaves_the_planner_alone_and_is_compared(planner, tmp_path, capsys):
+def test_dsrl_goes_on_and_leaves_the_planner_alone(planner, tmp_path, capsys):
     words = ["dsrl", "--preset", "gym", "--task", "hopper", "--planner", str(planner / "planner.safetensors")]
-    words += ["--num-envs", "4", "--dsrl.updates", "1", "--dsrl.distillations", "1"]
+    words += ["--num-envs", "4", "--dsrl.updates", "1", "--dsrl.distillations", "1", "--trials", "0"]
     words += ["--dsrl.batch", "8", "--dsrl.capacity", "64", "--dsrl.warmup", "1", "--dsrl.critic-warmup", "0"]
     words += ["--dsrl.sizes", "16", "16", "--dsrl.reset-pool", "4", "--out", str(tmp_path / "steered")]
-    run(capsys, *words, "--iterations", "2", "--trials", "0")
+    run(capsys, *words, "--iterations", "2")
     steered = load_weights(tmp_path / "steered" / NOISE_ACTOR)[0]
-    again = run(capsys, *words, "--iterations", "3", "--trials", "2", "--resume", "--controls")
+    # What is asked of the judgement at the end is no setting of the run.
+    metrics = run(capsys, *words, "--iterations", "3", "--resume", "--controls", "--tickets", "4")["metrics"]
     moved = load_weights(tmp_path / "steered" / NOISE_ACTOR)[0]
     assert any((a != b).any() for a, b in zip(jax_leaves(steered), jax_leaves(moved), strict=True))
-    metrics = again["metrics"]
     assert metrics["iterations"] == 3 and metrics["base_unchanged"]
     assert all((a == b).all() for a, b in zip(weights(planner), weights(tmp_path / "steered"), strict=True))
-    assert set(metrics["controls"]) == {"zero", "half", "tanh", "untrained_actor"}
