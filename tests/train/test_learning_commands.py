@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -37,12 +38,7 @@ def run(capsys, *words):
 
 def weights(directory):
     """All numbers of the planner in a run directory."""
-    return [np.asarray(x) for x in jax_leaves(load(directory / "planner.safetensors").bundle.weights)]
-
-
-def jax_leaves(tree):
-    """Leaves of nested dictionaries."""
-    return [leaf for x in tree.values() for leaf in (jax_leaves(x) if hasattr(x, "values") else [x])]
+    return [np.asarray(x) for x in jax.tree.leaves(load(directory / "planner.safetensors").bundle.weights)]
 
 
 def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
@@ -70,6 +66,6 @@ def test_dsrl_goes_on_and_leaves_the_planner_alone(planner, tmp_path, capsys):
     # What is asked of the judgement at the end is no setting of the run.
     metrics = run(capsys, *words, "--iterations", "3", "--resume", "--controls", "--tickets", "4")["metrics"]
     moved = load_weights(tmp_path / "steered" / NOISE_ACTOR)[0]
-    assert any((a != b).any() for a, b in zip(jax_leaves(steered), jax_leaves(moved), strict=True))
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(steered), jax.tree.leaves(moved), strict=True))
     assert metrics["iterations"] == 3 and metrics["base_unchanged"]
     assert all((a == b).all() for a, b in zip(weights(planner), weights(tmp_path / "steered"), strict=True))

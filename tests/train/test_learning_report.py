@@ -88,8 +88,8 @@ def test_no_curve_is_no_error(tmp_path):
 
 
 def test_the_demo_is_refine_with_other_settings(tmp_path):
-    args = demo.refine_args(DemoArgs(num_envs=16, trials=4, seed=3), tmp_path / "run")
-    assert args.dppo.num_envs == 16 and args.seed == 3 and args.trials == 4 and args.minutes == DemoArgs().minutes
+    args = demo.refine_args(DemoArgs(num_envs=16, trials=4, seed=3, minutes=2.5), tmp_path / "run")
+    assert args.dppo.num_envs == 16 and args.seed == 3 and args.trials == 4 and args.minutes == 2.5
     assert args.schedule.phase(0) == args.schedule.phase(1) == "controller" and args.schedule.phase(2) == "planner"
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
