@@ -226,8 +226,9 @@ def scratch(s: Settings) -> list[Step]:
                 "{legs}/legs.safetensors",
             ),
         ),
-        _collect(s, 50, *legs),
-        _pretrain(s, "dit", "{demos}", 50, *legs, row="imitation"),
+        # Of this seed's controller, hence not the shared ones.
+        dataclasses.replace(_collect(s, 50, *legs), name="own-demos"),
+        _pretrain(s, "dit", "{own-demos}", 50, *legs, row="imitation"),
         _learn(s, "refine", "refine", *START, *QUIET, *legs, row="joint fine-tuning"),
         Step(
             "eval",

@@ -66,6 +66,13 @@ def test_data_are_collected_once_for_all_seeds():
     assert str(Path("out") / "shared" / "demos") in reproduce.command(learns, Path("out") / "seed-1")
 
 
+def test_from_scratch_every_seed_has_the_demonstrations_of_its_own_controller():
+    _, steps = plan("scratch")
+    collects = next(step for step in steps if step.words[0] == "collect")
+    places = {str(reproduce.place(collects.name, Path("out") / f"seed-{seed}")) for seed in (0, 1)}
+    assert len(places) == 2
+
+
 def test_every_seed_fine_tunes_the_same_gym_planner():
     _, steps = plan("gym")
     tunes = next(step for step in steps if step.name == "dppo")
