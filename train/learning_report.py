@@ -57,11 +57,20 @@ def a_pair(before: Played, after: Played) -> int:
 
 
 def replay_of(env: Hierarchy, played: Played, episode: int) -> Replay:
-    """One recorded episode, with its end as a caption."""
+    """One recorded episode; its captions are the stages that it reached, and its end."""
     assert played.qpos is not None
     steps = int(played.steps[episode])
     dt = env.spec.control_dt
-    captions = [Caption(0.0, env.task.name), Caption(max(steps - 5, 1) * dt, played.ending(episode))]
+    end = max(steps - 5, 1)
+    captions = [Caption(0.0, env.task.name)]
+    if played.reached is not None:
+        stage = np.concatenate([[0], played.reached[:end, episode]])
+        captions += [
+            Caption(float(t * dt), env.task.stages[stage[t]].replace("_", " "))
+            for t in np.flatnonzero(np.diff(stage)) + 1
+            if t < end
+        ]
+    captions.append(Caption(end * dt, played.ending(episode)))
     return Replay(env.control.model, played.qpos[:steps, episode], 1.0 / dt, captions=captions)
 
 
@@ -99,8 +108,8 @@ def write(
     page.add_section("Before and after")
     page.add_metrics(
         {
-            "success before": Metric(first["success_rate"], note=interval(first)),
-            "success after": Metric(last["success_rate"], note=interval(last)),
+            "success before": _rate(first),
+            "success after": _rate(last),
             "time to success [s]": Metric(
                 last["completion_time_s"], note=f"before {_said(first['completion_time_s'])}"
             ),
@@ -173,6 +182,11 @@ def _curves(page: Report, curve: Sequence[Mapping[str, Any]]) -> None:
         if len(rows) > 1:
             x, y = np.array(rows).T
             page.add_plot(title, {"": (x, y)}, "iteration", unit)
+
+
+def _rate(figures: Mapping[str, Any]) -> Metric:
+    low, high = (round(bound, 3) for bound in figures["success_ci95"])
+    return Metric(round(figures["success_rate"], 3), ci95=(low, high))
 
 
 def _said(value: float | None, digits: int = 2) -> str:

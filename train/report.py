@@ -357,6 +357,7 @@ def _plot(
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     unknown = set(bands) - set(series)
     if unknown:
@@ -387,6 +388,8 @@ def _plot(
         axes.set_xlabel(x_label, color=_INK)
         axes.set_ylabel(y_label, color=_INK)
         axes.margins(x=0.01)
+        if all(float(x).is_integer() for data in series.values() for x in _xy(data)[0]):
+            axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         axes.grid(True, color=_RULE, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(which="both", color=_RULE, labelcolor=_INK, length=0, pad=5)

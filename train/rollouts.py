@@ -112,6 +112,7 @@ class Played:
       means: name -> `(E,)` mean over the steps.
       seed: `(E,)` int64 number of the episode.
       frames, actions, qpos: `(steps, E, ...)` if recorded; entries beyond an episode's `steps` mean nothing.
+      reached: `(steps, E)` int32 furthest stage after each step, if recorded by `Theatre`.
     """
 
     success: np.ndarray
@@ -124,6 +125,7 @@ class Played:
     frames: np.ndarray | None = None
     actions: np.ndarray | None = None
     qpos: np.ndarray | None = None
+    reached: np.ndarray | None = None
 
     def ending(self, episode: int) -> str:
         """How an episode ended, in words."""
@@ -156,7 +158,7 @@ class Theatre:
     Args:
       env: the environment.
       player: who plays.
-      record: keep frames, actions and qpos of every step.
+      record: keep frames, actions, qpos and the stage of every step.
       block: environment steps per compiled call.
     """
 
@@ -176,9 +178,10 @@ class Theatre:
             metrics = {name: jnp.where(live, after.metrics[name], metrics[name]) for name in METRICS}
             metrics["fall"] = jnp.where(live & broken, 1.0, metrics["fall"])
             sums = {name: sums[name] + jnp.where(live, after.metrics[name], 0.0) for name in MEANS}
-            seen = (
-                (self._frame(states), self.player.intended(memory, action), states.physics.qpos) if self.record else ()
-            )
+            seen = ()
+            if self.record:
+                intended = self.player.intended(memory, action)
+                seen = (self._frame(states), intended, states.physics.qpos, after.metrics["stage"].astype(jnp.int32))
             ended = ended | after.terminated | after.truncated | broken
             return (after, memory, ended, metrics, sums, count + live), seen
 
@@ -222,9 +225,9 @@ class Theatre:
             if bool(carry[2].all()):
                 break
         _, _, _, metrics, sums, steps = jax.device_get(carry)
-        tracks: list[Any] = [None] * 3
+        tracks: list[Any] = [None] * 4
         if self.record:
-            tracks = [np.concatenate([part[i] for part in recorded]) for i in range(3)]
+            tracks = [np.concatenate(track) for track in zip(*recorded, strict=True)]
         return Played(
             success=metrics["success"] > 0.5,
             fall=metrics["fall"] > 0.5,
@@ -236,6 +239,7 @@ class Theatre:
             frames=tracks[0],
             actions=tracks[1],
             qpos=tracks[2],
+            reached=tracks[3],
         )
 
 

@@ -1,5 +1,6 @@
 """Reports of runs that learn: which episode is shown, what the page says; the demo's settings; what bad flags get."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from rdp_jax.runs import RunError
 from train import cli, demo, play
 from train.learning import on_the_way, reached
-from train.learning_report import a_pair, read_curve, write
+from train.learning_report import a_pair, read_curve, replay_of, write
 from train.rollouts import MEANS, Played, report
 from train.task_args import DemoArgs
 from train.tasks import HumanoidStage
@@ -42,6 +43,20 @@ def test_the_start_shown_is_one_that_was_lost_and_is_won(stage):
     before, after = played(stage, [True, False, False]), played(stage, [True, False, True])
     assert a_pair(before, after) == 2
     assert a_pair(after, after) == 0
+
+
+def test_a_replay_says_which_stages_it_reached(stage):
+    one = played(stage, [True, False])
+    reached = np.zeros((10, 2), np.int32)
+    reached[2:, 0], reached[3:, 0], reached[7:, 0] = 1, 3, 4  # the last within the time of the ending's words
+    shown = replay_of(stage.env, dataclasses.replace(one, reached=reached), 0)
+    assert [(round(c.start, 3), c.text) for c in shown.captions] == [
+        (0.0, "pickup"),
+        (0.3, "near"),
+        (0.4, "lifted"),
+        (0.5, "won"),
+    ]
+    assert [c.text for c in replay_of(stage.env, one, 1).captions] == ["pickup", "dropped it"]
 
 
 def test_the_page_holds_figures_curve_and_replay(stage, tmp_path):
