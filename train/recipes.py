@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from train.names import GYM_TASKS
+
 SHARED = ("demos", "medium")  # steps that do not depend on the seed
 DATA_SIZES = (25, 50, 100, 200, 500, 1000)
 RERUNS = {
@@ -49,6 +51,7 @@ class Step:
 
 
 def _common(s: Settings, *words: str) -> tuple[str, ...]:
+    """With the seed."""
     return (*words, "--seed", str(s.seed))
 
 
@@ -64,12 +67,15 @@ def _pretrain(s: Settings, name: str, data: str, count: int, *more: str, row: st
     return Step(name, (*words, "--epochs", str(epochs(count)), "--trials", str(s.trials), *more), row, paper=paper)
 
 
-def _learn(
-    s: Settings, command: str, name: str, *more: str, row: str = "", paper: str = "", preset: bool = True
-) -> Step:
-    words = _common(s, command, "--task", s.task, "--trials", str(s.trials), "--minutes", f"{s.minutes:g}")
-    chosen = ("--preset", s.preset) if preset else ()
-    return Step(name, (*words[:1], *chosen, *words[1:], *more), row, "success_rate_after", paper)
+def _learn(s: Settings, command: str, name: str, *more: str, row: str = "", paper: str = "") -> Step:
+    words = _common(s, "--task", s.task, "--trials", str(s.trials), "--minutes", f"{s.minutes:g}")
+    preset = "gym" if s.task in GYM_TASKS else s.preset
+    return Step(name, (command, "--preset", preset, *words, *more), row, f"{_judged(s)}_after", paper)
+
+
+def _judged(s: Settings) -> str:
+    """Figure by which planners of the task are judged."""
+    return "return" if s.task in GYM_TASKS else "success_rate"
 
 
 def _eval(s: Settings, name: str, *more: str, row: str, paper: str = "") -> Step:
@@ -181,14 +187,43 @@ def ood(s: Settings) -> list[Step]:
     ]
 
 
+CONTROLS = {
+    "zero": "no noise",
+    "half": "half the noise",
+    "tanh": "tanh noise",
+    "untrained_actor": "the actor before it learned",
+    "golden_ticket": "golden ticket",
+}
+
+
 def dsrl(s: Settings) -> list[Step]:
-    """Steering against fine-tuning from one planner, with controls."""
+    """Steering against fine-tuning from one planner (the shipped imitation; of a gym task the medium one), with controls."""
+    on_gym = s.task in GYM_TASKS
+    start = ("--planner", "{medium}/planner.safetensors") if on_gym else ()
+    na = _learn(s, "dsrl", "na", "--controls", *start, row="DSRL-NA")
+    learned = [
+        na,
+        _learn(s, "dsrl", "sac", "--variant", "sac", *start, row="DSRL-SAC"),
+        _learn(s, "finetune", "dppo", *start, row="DPPO"),
+    ]
+    if not on_gym:
+        learned.append(_learn(s, "finetune", "dppo-quiet", *QUIET, row="DPPO, quieter first sample"))
+    controls = {name: row for name, row in CONTROLS.items() if name != "golden_ticket" or not on_gym}
     return [
-        _eval(s, "before", "--which", "pretrained", row="imitation"),
-        _learn(s, "finetune", "dppo", row="DPPO"),
-        _learn(s, "finetune", "dppo-quiet", *QUIET, row="DPPO, quieter first sample"),
-        _learn(s, "dsrl", "na", "--controls", row="DSRL-NA"),
-        _learn(s, "dsrl", "sac", "--variant", "sac", row="DSRL-SAC"),
+        *(_medium(s) if on_gym else ()),
+        dataclasses.replace(na, row="imitation", metric=f"{_judged(s)}_before"),
+        *learned,
+        *(dataclasses.replace(na, row=row, metric=f"controls.{name}.{_judged(s)}") for name, row in controls.items()),
+        *(dataclasses.replace(run, row=f"{run.row}: environment steps", metric="env_steps") for run in learned),
+    ]
+
+
+def _medium(s: Settings) -> list[Step]:
+    """The medium planner of a gym task, from which every seed starts."""
+    pretrain = ("pretrain", "--preset", "gym", "--task", s.task, "--data", "{demos}", "--seed", "0", "--trials", "0")
+    return [
+        Step("demos", ("collect", "--task", s.task, "--episodes", "400", "--seed", "1")),
+        Step("medium", pretrain),
     ]
 
 
@@ -197,14 +232,12 @@ def gym(s: Settings) -> list[Step]:
 
     As there, every seed fine-tunes the same planner.
     """
-    pretrain = ("pretrain", "--preset", "gym", "--task", s.task, "--data", "{demos}", "--seed", "0", "--trials", "0")
     words = _common(s, "finetune", "--preset", "gym", "--task", s.task, "--iterations", str(s.iterations))
     words = (*words, "--trials", str(s.trials), "--eval-every", "10", "--planner", "{medium}/planner.safetensors")
     reruns = {i: str(level) for i, level in RERUNS[s.task].items() if i <= s.iterations}
     metrics = {i: f"evaluations.{i}.return" if i else "return_before" for i in reruns}
     return [
-        Step("demos", ("collect", "--task", s.task, "--episodes", "400", "--seed", "1")),
-        Step("medium", pretrain),
+        *_medium(s),
         *(Step("dppo", words, f"iteration {i}", metrics[i], reruns[i]) for i in reruns),
     ]
 
@@ -242,6 +275,7 @@ def scratch(s: Settings) -> list[Step]:
     ]
 
 
+ON_GYM = ("gym", "dsrl")  # tables that gym tasks have
 RECIPES: dict[str, Callable[[Settings], list[Step]]] = {
     "imitation": imitation,
     "success": success,

@@ -21,12 +21,12 @@ from train import output
 from train.args import ReproduceArgs
 from train.demo import new_directory
 from train.names import GYM_TASKS
-from train.recipes import RECIPES, SHARED, Settings, Step
+from train.recipes import ON_GYM, RECIPES, SHARED, Settings, Step
 
 
 def steps_of(args: ReproduceArgs, seed: int) -> list[Step]:
     """The recipe for one seed.  Raises `ConfigError` where the task has no such table."""
-    if (args.name == "gym") != (args.task in GYM_TASKS):
+    if (args.task in GYM_TASKS and args.name not in ON_GYM) or (args.name == "gym" and args.task not in GYM_TASKS):
         allowed = " | ".join(GYM_TASKS) if args.name == "gym" else "a task of the T1"
         raise ConfigError("task", args.task, allowed)
     settings = Settings(args.task, seed, args.trials, args.minutes, args.wide, args.preset, args.iterations)
@@ -88,7 +88,7 @@ def cell(values: list[float | None], trials: int, metric: str) -> dict[str, Any]
     known = [float(v) for v in values if v is not None]
     if not known:
         return {"value": None}
-    if metric.startswith("success_rate"):
+    if metric.rpartition(".")[2].startswith("success_rate"):
         won, count = sum(round(v * trials) for v in known), trials * len(known)
         return {"value": won / count, "ci95": list(output.wilson(won, count)), "trials": count}
     return {"value": float(np.mean(known)), "least": min(known), "most": max(known)}

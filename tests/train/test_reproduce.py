@@ -57,6 +57,20 @@ def test_the_gym_table_is_one_run_a_seed_judged_on_the_way():
     assert reproduce.look_up(summary, rows["iteration 50"].metric) is None
 
 
+def test_steering_is_judged_by_what_its_task_pays():
+    args = ReproduceArgs(name="dsrl", task="hopper")
+    steps = reproduce.steps_of(args, 1)
+    assert [step.name for step in steps[:2]] == ["demos", "medium"]  # hopper has no shipped planner
+    for step in steps[2:]:
+        assert step.words[step.words.index("--preset") + 1] == "gym" and "{medium}/planner.safetensors" in step.words
+    rows = {step.row: step for step in steps if step.row}
+    assert rows["imitation"].metric == "return_before" and rows["DPPO"].metric == "return_after"
+    assert rows["no noise"].metric == "controls.zero.return" and "golden ticket" not in rows  # which only T1 tasks have
+    assert "golden ticket" in {step.row for step in plan("dsrl")[1]}
+    pooled = reproduce.cell([0.5, 1.0], 10, "controls.zero.success_rate")
+    assert pooled["value"] == 0.75 and pooled["trials"] == 20
+
+
 def test_data_are_collected_once_for_all_seeds():
     _, steps = plan("data")
     demos = next(step for step in steps if step.name == "demos")
@@ -99,7 +113,7 @@ def test_steps_that_are_done_are_not_run_again(tmp_path, monkeypatch):
             return 1
         out = Path(words[words.index("--out") + 1])
         out.mkdir(parents=True, exist_ok=True)
-        record = {"wall_s": 2.0, "env_steps": 10, "metrics": {"success_rate": 0.5, "success_rate_after": 0.9}}
+        record = {"wall_s": 2.0, "env_steps": 10, "metrics": {"success_rate_before": 0.5, "success_rate_after": 0.9}}
         (out / "summary.json").write_text(json.dumps(record))  # as the command itself does
         return 0
 
@@ -108,11 +122,11 @@ def test_steps_that_are_done_are_not_run_again(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="status 1"):
         reproduce.run_reproduce(args)
     record = reproduce.run_reproduce(args)
-    assert len(ran) == 11  # ten steps, one of them twice
+    assert len(ran) == 9  # eight runs, one of them twice
     assert [i for i, words in enumerate(ran) if "--resume" in words] == [3]
     table = record["metrics"]["table"]
     assert table["imitation"]["value"] == 0.5 and table["DSRL-NA"]["trials"] == 20
-    assert record["metrics"]["seconds"]["na"] == 4.0 and record["env_steps"] == 100
+    assert record["metrics"]["seconds"]["na"] == 4.0 and record["env_steps"] == 80
 
 
 def test_gradient_steps_grow_with_the_data_but_slower():
