@@ -30,6 +30,7 @@ from envs.wrappers import AutoReset
 from rdp_jax import parallel, rollout
 from rdp_jax.algos import ppo
 from rdp_jax.config import ConfigError
+from rdp_jax.starts import starts_of
 
 KINDS = ("train", "peer", "step")
 CASES = tuple(f"{backend}_{kind}" for backend in ("native", "mjx", "warp") for kind in KINDS)
@@ -156,31 +157,31 @@ def stepping(env: Env, params: Any, config: ppo.PPOConfig, iterations: int, seed
     shape = (config.unroll_length, env.spec.action_dim)
     sharded = (P(parallel.AXIS), P(parallel.AXIS))
 
-    def begin(key, params):
+    def begin(fresh):
         indices = parallel.local_indices(config.num_envs, mesh)
-        state = vector.reset(parallel.fold_each(key, indices), params)
-        return parallel.strong((state, rollout.begin(indices.shape[0])))
+        return jax.tree.map(lambda x: x[indices], fresh), rollout.begin(indices.shape[0])
 
-    def roll(carry, key, params):
-        pool_key, action_key = jax.random.split(key)
-        keys = parallel.fold_each(action_key, parallel.local_indices(config.num_envs, mesh))
+    def roll(carry, pool, key, params):
+        keys = parallel.fold_each(key, parallel.local_indices(config.num_envs, mesh))
         actions = jax.vmap(lambda k: jax.random.uniform(k, shape, minval=-1.0), out_axes=1)(keys)
-        pool = vector.fresh_pool(pool_key, config.reset_pool, params)
         state, episode, _, stats = rollout.collect(
             vector, lambda obs, action: (action, ()), carry[0], carry[1], pool, actions, params
         )
         return (state, episode), rollout.summarize(parallel.psum(stats, axis))
 
     key, params = jax.random.key(seed), parallel.strong(params)
-    carry = parallel.jit(begin, mesh, (P(), P()), sharded)(key, params)
-    compiled = parallel.jit(roll, mesh, (sharded, P(), P()), (sharded, P()), donate=(0,))
+    starts = starts_of(vector, mesh)
+    carry = parallel.jit(begin, mesh, (P(),), sharded)(starts.pool(key, config.num_envs, params))
+    compiled = parallel.jit(roll, mesh, (sharded, P(), P(), P()), (sharded, P()), donate=(0,))
     count = 0
 
     def call():
         nonlocal carry, count
         for _ in range(iterations):
             count += 1
-            carry, metrics = compiled(carry, jax.random.fold_in(key, count), params)
+            pool_key, action_key = jax.random.split(jax.random.fold_in(key, count))
+            pool = starts.pool(pool_key, config.reset_pool, params)
+            carry, metrics = compiled(carry, pool, action_key, params)
             metrics = jax.device_get(metrics)
             log["diverged"] = log.get("diverged", 0) + int(metrics["guard/diverged"])
 

@@ -25,6 +25,7 @@ from envs.tasks.hierarchy import Hierarchy
 from envs.wrappers import AutoReset
 from rdp_jax import rollout
 from rdp_jax.planner import Bundle, to_chunk
+from rdp_jax.starts import starts_of
 from train.task_args import TaskFlags
 from train.tasks import HumanoidStage
 
@@ -122,16 +123,16 @@ class Rollout:
         self.vector = AutoReset(Chunked(env, sizes.executed))  # type: ignore[arg-type]
         self.act, self.sizes, self.params, self.weights = act, sizes, params, weights
         self.key, self.count = jax.random.key(seed), 0
-        fresh = jax.jit(self.vector.fresh_pool, static_argnums=1)
-        self.state: Any = fresh(self.key, sizes.num_envs, params) if state is None else state
+        self.starts = starts_of(self.vector)
+        self.state: Any = self.starts.pool(self.key, sizes.num_envs, params) if state is None else state
         self.compiled = jax.jit(self._roll)
         self.metrics: dict[str, Any] = {}
 
-    def _roll(self, state: State, key: Array, params: Any, weights: Any) -> tuple[State, Tape, dict[str, Array]]:
+    def _roll(
+        self, state: State, pool: State, key: Array, params: Any, weights: Any
+    ) -> tuple[State, Tape, dict[str, Array]]:
         sizes = self.sizes
-        pool_key, act_key = jax.random.split(key)
-        pool = self.vector.fresh_pool(pool_key, sizes.num_envs, params)
-        keys = jax.random.split(act_key, (sizes.chunks, sizes.num_envs))
+        keys = jax.random.split(key, (sizes.chunks, sizes.num_envs))
 
         def act(obs, keys):
             return self.act(weights, obs["actor"], keys)
@@ -147,8 +148,9 @@ class Rollout:
     def __call__(self) -> Tape:
         """One rollout."""
         self.count += 1
-        key = jax.random.fold_in(self.key, self.count)
-        self.state, tape, metrics = self.compiled(self.state, key, self.params, self.weights)
+        pool_key, key = jax.random.split(jax.random.fold_in(self.key, self.count))
+        pool = self.starts.pool(pool_key, self.sizes.num_envs, self.params)
+        self.state, tape, metrics = self.compiled(self.state, pool, key, self.params, self.weights)
         self.metrics = jax.device_get(metrics)
         return tape
 

@@ -1,4 +1,4 @@
-"""Runs a command and keeps its summary beside the others of one results file, with the machine it ran on:
+"""Runs a command and keeps its summary, with the machine it ran on, beside the others of one results file:
 
 python -m benchmarks.record benchmarks/results/controller_eval.json controller eval --episodes 256 --seed 2026
 
@@ -18,11 +18,10 @@ from rdp_jax.runs import write_json
 from train.output import machine
 
 
-def keep(path: Path, words: Sequence[str], summary: dict[str, Any]) -> None:
+def keep(path: Path, words: Sequence[str], summary: dict[str, Any], program: str = "rdp") -> None:
     """Adds `summary` to the results at `path` under the command that made it."""
     kept: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    kept["machine"] = machine()
-    kept.setdefault("commands", {})["rdp " + " ".join(words)] = summary
+    kept.setdefault("commands", {})[" ".join([program, *words])] = {**summary, "machine": machine()}
     write_json(path, kept)
 
 

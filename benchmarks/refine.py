@@ -176,7 +176,8 @@ class Bench:
     def recorded(self) -> Callable[[], Any]:
         """A rollout of the controller's phase without physics and plans; returns its transitions, chains and ticks included."""
         update = joint.Update(PHASES["controller"], self.still, *self.begun[1][1:])
-        return self._timed(lambda s, p: update.collect(s, p, False)[:3], self.begun[0], self.params)
+        pool = update.fresh(self.begun[0], self.params)
+        return self._timed(lambda s, p, pool: update.collect(s, p, pool, False), self.begun[0], self.params, pool)
 
     @functools.cached_property
     def batch(self) -> Any:
@@ -219,7 +220,8 @@ class Bench:
 
     def plain_controller(self) -> Callable[[], Any]:
         """The environment of the planner's phase without physics."""
-        return self._timed(self.still._collect, self.begun[0].planner, self.params)
+        state = self.begun[0].planner
+        return self._timed(self.still._collect, state, self.params, self.still.fresh(state, self.params))
 
     def recorded_controller(self) -> Callable[[], Any]:
         """The environment of the controller's phase without physics: its policies explore, and ticks are recorded."""

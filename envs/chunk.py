@@ -31,6 +31,7 @@ class Chunked:
         if not 1 <= steps <= env.spec.episode_steps:
             raise ConfigError("executed", steps, f"1 .. {env.spec.episode_steps} (steps of an episode)")
         self.env, self.steps = env, steps
+        self.resets = getattr(env, "resets", env)
         self.spec = dataclasses.replace(
             env.spec,
             action_dim=steps * env.spec.action_dim,

@@ -15,18 +15,11 @@ from rdp_jax.types import Stepped, Ticks
 Array = jax.Array
 
 
-def fresh_pool(env: Env, key: Array, n: int, params: Any) -> State:
-    """`n` fresh starts, `(n, ...)`; entry `i` depends on `key` and `i` alone.
+def auto_reset_step(env: Env, pool: State, state: State, action: Array, params: Any) -> Stepped:
+    """Steps `(B,)` environments with `action (B, Da)` and replaces the ended ones by entries of `pool`, fresh starts `(n, ...)`.
 
     A reset can cost far more than a step (kinematics, settling), and under `vmap` would be paid at every step by every
-    environment; a pool pays it `n` times per rollout.
-    """
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
-    return jax.vmap(env.reset, in_axes=(0, None))(keys, params)
-
-
-def auto_reset_step(env: Env, pool: State, state: State, action: Array, params: Any) -> Stepped:
-    """Steps `(B,)` environments with `action (B, Da)` and replaces the ended ones by entries of `pool`.
+    environment; a pool pays it `n` times per rollout (`rdp_jax.starts`).
 
     An episode ends where it is terminated, truncated, or where the numbers broke (non-finite observation or reward, or
     `physics.diverged`); the last is masked, paid nothing, counted and terminated.  Physics, task state and observations are
@@ -85,7 +78,7 @@ class AutoReset:
     """An environment as `rdp_jax.types.VectorEnv`: the one object a learner is given."""
 
     def __init__(self, env: Env):
-        self.env = env
+        self.env, self.resets = env, getattr(env, "resets", env)  # `rdp_jax.starts`
 
     @property
     def spec(self) -> EnvSpec:
@@ -99,10 +92,6 @@ class AutoReset:
     def reset(self, keys: Array, params: Any) -> State:
         """`(B,)` keys -> batched state."""
         return jax.vmap(self.env.reset, in_axes=(0, None))(keys, params)
-
-    def fresh_pool(self, key: Array, n: int, params: Any) -> State:
-        """See `fresh_pool`."""
-        return fresh_pool(self.env, key, n, params)
 
     def step(self, pool: State, state: State, action: Array, params: Any) -> Stepped:
         """See `auto_reset_step`."""

@@ -50,10 +50,10 @@ def first_episodes(
       params: parameters of the environments.
       max_steps: bound on the steps.
     """
-    pool_key, start_key, act_key = jax.random.split(key, 3)
+    _, start_key, act_key = jax.random.split(key, 3)
     fold = jax.vmap(jax.random.fold_in, (None, 0))
-    pool = env.fresh_pool(pool_key, 1, params)
     state = env.reset(fold(start_key, indices), params)
+    pool = jax.tree.map(lambda x: x[:1], state)  # what follows a first episode is not looked at
     act_keys = fold(act_key, indices)
     count = indices.shape[0]
     zeros = {name: jnp.zeros(count) for name in state.metrics}

@@ -104,12 +104,8 @@ class VectorEnv(Protocol):
         """`(B,)` keys -> batched state with `.obs`."""
         ...
 
-    def fresh_pool(self, key: Array, n: int, params: Any) -> Any:
-        """`n` fresh starts for `step` to draw from."""
-        ...
-
     def step(self, pool: Any, state: Any, action: Array, params: Any) -> Stepped:
-        """Steps `(B,)` environments with `(B, Da)` actions; ended ones are replaced from `pool`."""
+        """Steps `(B,)` environments with `(B, Da)` actions; ended ones are replaced from `pool`, any states of `reset`."""
         ...
 
 

@@ -140,7 +140,8 @@ def write(
     if lost:
         page.add_table(lost, caption="lost episodes by the furthest stage that they reached")
     if curve:
-        _curves(page, curve)
+        count = record["metrics"].get("iterations") or len(curve)
+        _curves(page, curve, round((record["metrics"].get("env_steps") or 0) / count))
     if {"before", "after"} <= set(played) and played["before"].qpos is not None:
         page.add_section("One start, before and after")
         i = a_pair(played["before"], played["after"])
@@ -159,8 +160,8 @@ def write(
     return page.write(path, overwrite=True)
 
 
-def _curves(page: Report, curve: Sequence[Mapping[str, Any]]) -> None:
-    """Success with its interval against iterations, and what else was logged."""
+def _curves(page: Report, curve: Sequence[Mapping[str, Any]], steps: int) -> None:
+    """Success with its interval against iterations of `steps` environment steps, and what else was logged."""
     page.add_section("While it learned")
     iteration = np.array([row["iteration"] for row in curve])
     finished = np.array([row["episode/finished"] or 0.0 for row in curve])
@@ -175,7 +176,7 @@ def _curves(page: Report, curve: Sequence[Mapping[str, Any]]) -> None:
         "share of episodes",
         bands={"success": (bounds[:, 0], bounds[:, 1])},
         y_range=(0.0, 1.0),
-        note="episodes that ended in the iteration; exploration costs some success",
+        note=f"episodes that ended in the iteration ({output.count(steps)} environment steps); exploration costs some success",
     )
     for key, title, unit in CURVES:
         rows = [(row["iteration"], row[key]) for row in curve if row.get(key) is not None]

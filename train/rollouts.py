@@ -14,7 +14,9 @@ from envs.core import State
 from envs.experts.base import Expert
 from envs.experts.clumsy import Clumsy
 from envs.tasks.hierarchy import METRICS, Hierarchy
+from envs.wrappers import AutoReset
 from rdp_jax.planner import Actor, Bundle
+from rdp_jax.starts import starts_of
 from train import output
 
 Array = jax.Array
@@ -164,7 +166,7 @@ class Theatre:
 
     def __init__(self, env: Hierarchy, player: Player, record: bool = False, block: int = 8):
         self.env, self.player, self.record, self.block = env, player, record, block
-        self._reset = jax.jit(jax.vmap(env.reset, in_axes=(0, None)))
+        self._fresh = starts_of(AutoReset(env))  # type: ignore[arg-type]
         self._start = jax.jit(player.start)
         self._advance = jax.jit(self._steps, donate_argnums=0)
 
@@ -202,7 +204,7 @@ class Theatre:
 
         `progress` is told, now and then, how many episodes have ended and how many steps were made.
         """
-        states = self._reset(start_keys(key, numbers), env_params)
+        states = self._fresh(start_keys(key, numbers), env_params)
         memory = self._start(jax.random.fold_in(jax.random.split(key)[1], int(numbers[0])), states)
         count = len(numbers)
         zero = jnp.zeros(count)

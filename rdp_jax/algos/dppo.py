@@ -29,6 +29,7 @@ from rdp_jax.diffusion.policy import Pairs
 from rdp_jax.gae import gae
 from rdp_jax.nets.denoiser import ResidualCritic, check_residual
 from rdp_jax.planner import Bundle, to_chunk, to_obs
+from rdp_jax.starts import starts_of
 from rdp_jax.types import Transition, VectorEnv
 
 Array = jax.Array
@@ -202,9 +203,10 @@ def init(
 ) -> LearnerState:
     """First state of a run that fine-tunes the planner `bundle`.  Raises `ConfigError`."""
     check_layout(config, policy, mesh)
+    critic_key, env_key, run_key = jax.random.split(key, 3)
+    fresh = starts_of(env, mesh).pool(env_key, config.num_envs, env_params)
 
-    def local(key, bundle, env_params):
-        critic_key, env_key, run_key = jax.random.split(key, 3)
+    def local(critic_key, run_key, bundle, fresh):
         dim = env.spec.obs_dims["critic"]
         params = {
             "actor": bundle.weights,
@@ -220,7 +222,7 @@ def init(
                 normalizer=normalize.create(dim),
                 scale=normalize.create(1),
                 running=jnp.zeros(count),
-                env=env.reset(parallel.fold_each(env_key, indices), env_params),
+                env=jax.tree.map(lambda x: x[indices], fresh),
                 episode=rollout.begin(count),
                 key=run_key,
                 iteration=jnp.int32(0),
@@ -229,7 +231,7 @@ def init(
             )
         )
 
-    return parallel.jit(local, mesh, (P(), P(), P()), state_spec())(key, bundle, env_params)
+    return parallel.jit(local, mesh, (P(), P(), P(), P()), state_spec())(critic_key, run_key, bundle, fresh)
 
 
 def check_layout(config: DPPOConfig, policy: ChainPolicy, mesh: Mesh | None) -> None:
@@ -256,11 +258,15 @@ class Update(Iteration):
         self.axis = parallel.axis_of(mesh)
         self.executed = executed_steps(policy, env)
         self.rows = self.executed if config.scored == "executed" else policy.shape[0]
-        super().__init__(self._iterate, state_spec(), mesh, config.matmul_precision)
+        super().__init__(self._iterate, self.fresh, state_spec(), mesh, config.matmul_precision)
 
-    def _iterate(self, state: LearnerState, env_params: Any):
+    def fresh(self, state: LearnerState, env_params: Any) -> Any:
+        """Fresh starts of this iteration."""
+        return starts_of(self.env, self.mesh).pool(self.keys(state)[0], self.config.reset_pool, env_params)
+
+    def _iterate(self, state: LearnerState, env_params: Any, pool: Any):
         """Body of one iteration, on one device's share of the environments."""
-        env_state, episode, data, stats = self._collect(state, env_params)
+        env_state, episode, data, stats = self._collect(state, env_params, pool)
         state = state.replace(env=env_state, episode=episode)
         new, metrics = self.digest(state, data, self.keys(state)[2])
         return new, {**rollout.summarize(parallel.psum(stats, self.axis)), **metrics}
@@ -303,16 +309,13 @@ class Update(Iteration):
         factor = jnp.clip(jnp.sqrt(self.config.kl_goal / jnp.maximum(kl, 1e-12)), 1.0 / LR_STEP, LR_STEP)
         return jnp.where(state.iteration < self.config.critic_warmup, state.actor_lr, state.actor_lr * factor)
 
-    def _collect(self, state: LearnerState, env_params: Any):
+    def _collect(self, state: LearnerState, env_params: Any, pool: Any):
         """Rolls out with exploration noise; the chains go into `extras`."""
-        config = self.config
-        pool_key, noise_key, _ = self.keys(state)
-        pool = self.env.fresh_pool(pool_key, config.reset_pool, env_params)
 
         def act(obs, keys):
             return self.plan(state, obs, keys, explore=True)
 
-        keys = self.step_keys(noise_key)
+        keys = self.step_keys(self.keys(state)[1])
         return rollout.collect(self.env, act, state.env, state.episode, pool, keys, env_params)
 
     def step_keys(self, key: Array) -> Array:

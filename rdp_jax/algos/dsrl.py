@@ -29,6 +29,7 @@ from rdp_jax import guard, normalize, parallel, replay, rollout
 from rdp_jax.algos.iteration import Iteration
 from rdp_jax.config import ConfigError, chosen, ranged, validate
 from rdp_jax.nets.squashed import SquashedActor, Values, squash
+from rdp_jax.starts import starts_of
 from rdp_jax.types import VectorEnv
 
 Array = jax.Array
@@ -238,8 +239,10 @@ def init(
     dims = env.spec.obs_dims
     nets = Networks(config, policy, dims["critic"])
 
-    def local(key, base, env_params):
-        net_key, env_key, run_key = jax.random.split(key, 3)
+    net_key, env_key, run_key = jax.random.split(key, 3)
+    fresh = starts_of(env, mesh).pool(env_key, config.num_envs, env_params)
+
+    def local(net_key, run_key, base, fresh):
         params = nets.init(net_key, base, dims["actor"])
         indices = parallel.local_indices(config.num_envs, mesh)
         actor_obs, critic_obs = jnp.zeros(dims["actor"]), jnp.zeros(dims["critic"])
@@ -255,7 +258,7 @@ def init(
                 base=base,
                 normalizer=normalize.create(dims["critic"]),
                 buffer=replay.create(row, config.capacity // parallel.size(mesh)),
-                env=env.reset(parallel.fold_each(env_key, indices), env_params),
+                env=jax.tree.map(lambda x: x[indices], fresh),
                 episode=rollout.begin(indices.shape[0]),
                 key=run_key,
                 iteration=jnp.int32(0),
@@ -263,7 +266,7 @@ def init(
             )
         )
 
-    return parallel.jit(local, mesh, (P(), P(), P()), state_spec())(key, base, env_params)
+    return parallel.jit(local, mesh, (P(), P(), P(), P()), state_spec())(net_key, run_key, base, fresh)
 
 
 def seed_buffer(state: LearnerState, rows: Row) -> LearnerState:
@@ -295,14 +298,22 @@ class Update(Iteration):
         self.axis = parallel.axis_of(mesh)
         self.nets = Networks(config, policy, env.spec.obs_dims["critic"])
         self.gamma = config.gamma**executed if config.discount == "step" else config.gamma
-        super().__init__(self._iterate, state_spec(), mesh, config.matmul_precision)
+        super().__init__(self._iterate, self.fresh, state_spec(), mesh, config.matmul_precision)
 
     # --- collecting ------------------------------------------------------------------------------------------------------
 
-    def _iterate(self, state: LearnerState, env_params: Any):
+    def keys(self, state: LearnerState) -> Array:
+        """Three keys of this iteration: fresh starts, noise, learning."""
+        return jax.random.split(jax.random.fold_in(state.key, state.iteration), 3)
+
+    def fresh(self, state: LearnerState, env_params: Any) -> Any:
+        """Fresh starts of this iteration."""
+        return starts_of(self.env, self.mesh).pool(self.keys(state)[0], self.config.reset_pool, env_params)
+
+    def _iterate(self, state: LearnerState, env_params: Any, pool: Any):
         config = self.config
-        pool_key, noise_key, learn_key = jax.random.split(jax.random.fold_in(state.key, state.iteration), 3)
-        state, stats = self._collect(state, env_params, pool_key, noise_key)
+        _, noise_key, learn_key = self.keys(state)
+        state, stats = self._collect(state, env_params, pool, noise_key)
         warming = state.iteration < config.warmup
         idle = {name: jnp.float32(0.0) for name in self._metric_names()}
         state, learned = jax.lax.cond(warming, lambda s: (s, idle), lambda s: self._learn(s, learn_key), state)
@@ -315,13 +326,12 @@ class Update(Iteration):
         }
         return state, metrics
 
-    def _collect(self, state: LearnerState, env_params: Any, pool_key: Array, noise_key: Array):
+    def _collect(self, state: LearnerState, env_params: Any, pool: Any, noise_key: Array):
         """Steps the environments, under normal noise while warming up, and remembers what happened."""
         config = self.config
         indices = parallel.local_indices(config.num_envs, self.mesh)
         env_keys = parallel.fold_each(noise_key, indices)
         draw = jax.vmap(lambda k: jax.random.normal(k, (config.unroll_length, self.nets.n)), out_axes=1)
-        pool = self.env.fresh_pool(pool_key, config.reset_pool, env_params)
         warming = state.iteration < config.warmup
 
         def act(obs, noise):

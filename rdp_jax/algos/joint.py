@@ -32,6 +32,7 @@ from rdp_jax.algos import dppo, ppo
 from rdp_jax.algos.iteration import Iteration
 from rdp_jax.config import ConfigError, chosen, ranged
 from rdp_jax.nets import mlp
+from rdp_jax.starts import starts_of
 from rdp_jax.types import LayeredEnv, Ticks, Transition, VectorEnv
 
 Array = jax.Array
@@ -179,7 +180,8 @@ class Update:
             raise ConfigError("recorded", recorded, allowed)
         self.groups, self.each = groups // parallel.size(self.mesh), recorded // groups
         self.phases = {
-            phase: Iteration(self._phase(phase), state_spec(), self.mesh, config.matmul_precision) for phase in PHASES
+            phase: Iteration(self._phase(phase), self.fresh, state_spec(), self.mesh, config.matmul_precision)
+            for phase in PHASES
         }
 
     def __call__(self, state: JointState, env_params: Any) -> tuple[JointState, dict[str, Array]]:
@@ -212,21 +214,34 @@ class Update:
             parts[name] = learner.replace(env=(), episode=())
         return state.replace(parts=parts), places
 
-    def _phase(self, phase: str) -> Callable[[JointState, Any], tuple[JointState, dict[str, Array]]]:
-        def run(state: JointState, env_params: Any) -> tuple[JointState, dict[str, Array]]:
+    def keys(self, state: JointState) -> Array:
+        """Three keys of this iteration: fresh starts, noise, shuffling.
+
+        Phases count together: the planner's own count stands still while only the controller learns.
+        """
+        return jax.random.split(jax.random.fold_in(state.planner.key, state.iteration + 2**30), 3)
+
+    def fresh(self, state: JointState, env_params: Any) -> Any:
+        """Fresh starts of this iteration."""
+        params = env_params.replace(controller=controller_of(state))
+        return starts_of(self.env, self.mesh).pool(self.keys(state)[0], self.planner.config.reset_pool, params)
+
+    def _phase(self, phase: str) -> Callable[[JointState, Any, Any], tuple[JointState, dict[str, Array]]]:
+        def run(state: JointState, env_params: Any, pool: Any) -> tuple[JointState, dict[str, Array]]:
             params = env_params.replace(controller=controller_of(state))
             if phase == "planner":
-                planner, metrics = self.planner._iterate(state.planner, params)
+                planner, metrics = self.planner._iterate(state.planner, params, pool)
                 parts = state.parts
             else:
-                planner, parts, metrics = self._both(state, params, plan_learns=phase == "both")
+                planner, parts, metrics = self._both(state, params, pool, plan_learns=phase == "both")
             return JointState(planner, parts, state.rehearsal, state.iteration + 1), metrics
 
         return run
 
-    def _both(self, state: JointState, env_params: Any, plan_learns: bool):
+    def _both(self, state: JointState, env_params: Any, pool: Any, plan_learns: bool):
         """A rollout in which the controller explores, and what is learned from it."""
-        planner, data, metrics, shuffle_key = self.collect(state, env_params, plan_learns)
+        planner, data, metrics = self.collect(state, env_params, pool, plan_learns)
+        shuffle_key = self.keys(state)[2]
         if plan_learns:
             plan_key, shuffle_key = jax.random.split(shuffle_key)
             planner, learned = self.planner.digest(planner, data.replace(extras=data.extras[0]), plan_key)
@@ -235,18 +250,15 @@ class Update:
         return planner, parts, {**metrics, **learned}
 
     def collect(
-        self, state: JointState, env_params: Any, plan_explores: bool
-    ) -> tuple[dppo.LearnerState, Transition, dict[str, Array], Array]:
+        self, state: JointState, env_params: Any, pool: Any, plan_explores: bool
+    ) -> tuple[dppo.LearnerState, Transition, dict[str, Array]]:
         """Rollout in which the controller explores, the planner too if it is to learn.
 
         Returns:
           The planner's learner with its environments moved on, transitions `(T, B, ...)` with extras (chains, ticks of the
-          recorded environments), metrics, and the key for shuffling.
+          recorded environments), and metrics.
         """
         planner = state.planner
-        # Phases count together: the planner's own count stands still while only the controller learns.
-        pool_key, noise_key, shuffle_key = jax.random.split(jax.random.fold_in(planner.key, state.iteration + 2**30), 3)
-        pool = self.env.fresh_pool(pool_key, self.planner.config.reset_pool, env_params)
         stds = {name: jnp.exp(part.params["actor"]["log_std"]) for name, part in state.parts.items()}
         widths, ticks = self.env.parts, self.env.ticks
 
@@ -261,12 +273,12 @@ class Update:
             out, seen = self.env.step_recorded(pool, env_state, action, params, noise)
             return out, jax.tree.map(self._watched, seen)
 
-        keys = self.planner.step_keys(noise_key)
+        keys = self.planner.step_keys(self.keys(state)[1])
         env, episode, data, stats = rollout.collect(
             self.env, act, planner.env, planner.episode, pool, keys, env_params, step
         )
         metrics = rollout.summarize(parallel.psum(stats, self.axis))
-        return planner.replace(env=env, episode=episode), data, metrics, shuffle_key
+        return planner.replace(env=env, episode=episode), data, metrics
 
     def digest(
         self, parts: Mapping[str, ppo.LearnerState], data: Transition, key: Array

@@ -24,6 +24,7 @@ from rdp_jax.algos.iteration import Iteration
 from rdp_jax.config import ConfigError, chosen, ranged, validate
 from rdp_jax.gae import gae
 from rdp_jax.nets import gaussian, mlp
+from rdp_jax.starts import starts_of
 from rdp_jax.types import Transition, VectorEnv
 
 Array = jax.Array
@@ -134,10 +135,10 @@ def check_layout(config: PPOConfig, mesh: Mesh | None) -> None:
 def init(key: Array, config: PPOConfig, env: VectorEnv, env_params: Any, mesh: Mesh | None = None) -> LearnerState:
     """First state of a run; the same for any number of devices.  Raises `ConfigError`."""
     check_layout(config, mesh)
-    env_params = parallel.strong(env_params)
+    actor_key, critic_key, env_key, run_key = jax.random.split(key, 4)
+    fresh = starts_of(env, mesh).pool(env_key, config.num_envs, env_params)
 
-    def local(key, env_params):
-        actor_key, critic_key, env_key, run_key = jax.random.split(key, 4)
+    def local(actor_key, critic_key, run_key, fresh):
         dims = env.spec.obs_dims
         actor = mlp.GaussianActor(env.spec.action_dim, config.actor_sizes, config.init_std)
         params = {
@@ -150,7 +151,7 @@ def init(key: Array, config: PPOConfig, env: VectorEnv, env_params: Any, mesh: M
                 params=params,
                 opt_state=optax.scale_by_adam().init(params),
                 normalizer={name: normalize.create(dims[name]) for name in GROUPS},
-                env=env.reset(parallel.fold_each(env_key, indices), env_params),
+                env=jax.tree.map(lambda x: x[indices], fresh),
                 episode=rollout.begin(indices.shape[0]),
                 key=run_key,
                 iteration=jnp.int32(0),
@@ -159,7 +160,7 @@ def init(key: Array, config: PPOConfig, env: VectorEnv, env_params: Any, mesh: M
             )
         )
 
-    return parallel.jit(local, mesh, (P(), P()), state_spec())(key, env_params)
+    return parallel.jit(local, mesh, (P(), P(), P(), P()), state_spec())(actor_key, critic_key, run_key, fresh)
 
 
 def policy(params: Mapping, normalizer: Mapping, obs: Mapping[str, Array], key: Array | None = None) -> Array:
@@ -186,8 +187,10 @@ class Update(Iteration):
 
     def __init__(self, config: PPOConfig, env: VectorEnv, mesh: Mesh | None = None):
         check_layout(config, mesh)
+        starts = starts_of(env, mesh)
         super().__init__(
-            lambda state, params: _iterate(config, env, mesh, state, params),
+            lambda state, params, pool: _iterate(config, env, mesh, state, params, pool),
+            lambda state, params: starts.pool(keys(state)[0], config.reset_pool, params),
             state_spec(),
             mesh,
             config.matmul_precision,
@@ -199,14 +202,18 @@ def make_update(config: PPOConfig, env: VectorEnv, mesh: Mesh | None = None) -> 
     return Update(config, env, mesh)
 
 
-def _iterate(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: LearnerState, env_params: Any):
+def keys(state: LearnerState) -> Array:
+    """Three keys of this iteration: fresh starts, noise, shuffling."""
+    return jax.random.split(jax.random.fold_in(state.key, state.iteration), 3)
+
+
+def _iterate(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: LearnerState, env_params: Any, pool: Any):
     """Body of `Update`, on one device's share of the environments."""
     axis = parallel.axis_of(mesh)
-    pool_key, noise_key, shuffle_key = jax.random.split(jax.random.fold_in(state.key, state.iteration), 3)
+    _, noise_key, shuffle_key = keys(state)
     indices = parallel.local_indices(config.num_envs, mesh)
     shape = (config.unroll_length, env.spec.action_dim)
     noise = jax.vmap(lambda k: jax.random.normal(k, shape), out_axes=1)(parallel.fold_each(noise_key, indices))
-    pool = env.fresh_pool(pool_key, config.reset_pool, env_params)
 
     def act(obs, eps):
         mean, log_std = mlp.apply_actor(state.params["actor"], normalize.apply(state.normalizer["actor"], obs["actor"]))

@@ -88,14 +88,10 @@ class Residual:
         inner = self.env.reset(keys, params.env)
         return self._state(inner, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), params)
 
-    def fresh_pool(self, key: Array, n: int, params: ResidualParams) -> Any:
-        """Of the inner environments."""
-        return self.env.fresh_pool(key, n, params.env)
-
-    def step(self, pool: Any, state: ResidualState, action: Array, params: ResidualParams) -> Stepped:
+    def step(self, pool: ResidualState, state: ResidualState, action: Array, params: ResidualParams) -> Stepped:
         """Executes the corrected chunk, plans the next."""
         chosen = self.plan.corrected(params.bundle, state.chunk, action, params.scale)
-        out = self.env.step(pool, state.inner, chosen, params.env)
+        out = self.env.step(pool.inner, state.inner, chosen, params.env)
         after = self._state(out.state, jax.vmap(lambda k: jax.random.fold_in(k, 2))(state.key), params)
         return out.replace(
             state=after,

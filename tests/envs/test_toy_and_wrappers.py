@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from envs import registry, toy
-from envs.wrappers import AutoReset, auto_reset_step, fresh_pool
+from envs.wrappers import AutoReset, auto_reset_step
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_optimal_return_is_what_the_optimal_action_earns_and_nothing_beats_it(en
 
 def test_termination_out_of_bounds_hands_out_the_true_last_observation(env, step):
     state, params = batch(env), env.default_params()
-    pool = fresh_pool(env, jax.random.key(5), 8, params)
+    pool = batch(env, 8, 5)
     ended = jnp.zeros(32, bool)
     for _ in range(11):
         before = state
@@ -63,7 +63,7 @@ def test_copies_of_one_fresh_start_part_ways(env, step):
     params = env.default_params().replace(noise=jnp.float32(0.1))
     state = batch(env)
     state = state.replace(task=state.task.replace(step=jnp.full(32, 11, jnp.int32)))  # all are about to be truncated
-    pool = fresh_pool(env, jax.random.key(5), 1, params)
+    pool = batch(env, 1, 5)
     out = step(pool, state, jnp.zeros((32, 2)), params)
     assert bool(out.truncated.all())
     assert len(np.unique(out.state.physics, axis=0)) == 1
@@ -74,7 +74,7 @@ def test_copies_of_one_fresh_start_part_ways(env, step):
 def test_all_pool_entries_are_used(env, step):
     params, state = env.default_params(), batch(env, 256)
     state = state.replace(task=state.task.replace(step=jnp.full(256, 11, jnp.int32)))
-    pool = fresh_pool(env, jax.random.key(5), 8, params)
+    pool = batch(env, 8, 5)
     out = auto_reset_step(env, pool, state, jnp.zeros((256, 2)), params)
     counts = np.unique(out.state.physics, axis=0, return_counts=True)[1]
     assert len(counts) == 8
@@ -84,7 +84,7 @@ def test_all_pool_entries_are_used(env, step):
 def test_divergence_is_masked_and_terminated(env, step):
     params, state = env.default_params(), batch(env)
     state = state.replace(physics=state.physics.at[3].set(jnp.nan))
-    pool = fresh_pool(env, jax.random.key(5), 8, params)
+    pool = batch(env, 8, 5)
     out = step(pool, state, jnp.zeros((32, 2)), params)
     assert np.flatnonzero(out.diverged).tolist() == [3]
     assert bool(out.terminated[3])
@@ -113,7 +113,7 @@ def test_divergence_flag_of_the_physics(env):
 
     flagged = Flagged()
     params, state = flagged.default_params(), batch(flagged, 4)
-    pool = fresh_pool(flagged, jax.random.key(0), 4, params)
+    pool = batch(flagged, 4, 0)
     out = auto_reset_step(flagged, pool, state, jnp.zeros((4, 2)).at[2].set(9.0), params)
     assert out.diverged.tolist() == [False, False, True, False]
     assert not bool(out.state.physics.diverged.any())
@@ -126,7 +126,7 @@ def test_reset_and_step_must_agree(env):
             return after.replace(task=after.task.replace(step=after.task.step.astype(jnp.float32)))
 
     wrong = Wrong()
-    pool = fresh_pool(wrong, jax.random.key(0), 2, wrong.default_params())
+    pool = batch(wrong, 2, 0)
     with pytest.raises(TypeError, match=r"State\.task\.step: reset gives int32"):
         auto_reset_step(wrong, pool, batch(wrong, 2), jnp.zeros((2, 2)), wrong.default_params())
 

@@ -126,8 +126,11 @@ def test_imitation_lowers_the_loss(planner):
     assert losses[1] < losses[0] < 0.9
 
 
-def test_first_ratio_is_exactly_one_and_compiles_once(updated):
-    update, make, _, metrics = updated
+def test_first_ratio_is_exactly_one_and_compiles_once(updated, optimized):
+    update, make, _, _ = updated
+    state, params = make(), Toy(STEPS).default_params()
+    pool = update.starts(state, params)
+    _, metrics = optimized(update.compiled, state, params, pool)(state, params, pool)
     assert metrics["policy/first_ratio_error"] == 0.0
     state = make()
     for _ in range(2):

@@ -41,7 +41,7 @@ def test_broken_environments_are_replaced_and_counted_and_others_do_not_notice(m
     states = toy.start().planner.env
     victims = np.asarray(fragile(states, LIMIT))
     assert 1 <= victims.sum() <= 10
-    pool = toy.env.fresh_pool(jax.random.key(8), 16, toy.params)
+    pool = toy.env.reset(jax.random.split(jax.random.key(8), 16), toy.params)
     action = jax.random.uniform(jax.random.key(9), (ENVS, 4), minval=-1.0)
     noise = {n: jnp.zeros((ENVS, toy.env.ticks, 1)) for n in toy.env.parts}
     step = jax.jit(toy.env.step_recorded)

@@ -81,7 +81,15 @@ def test_the_page_holds_figures_curve_and_replay(stage, tmp_path):
         tmp_path / "report.html", stage.env, record, figures, read_curve(tmp_path), {"before": before, "after": after}
     )
     page = path.read_text()
-    for word in ("0.333", "1.000", "Start number 1", "touched", "Success with exploration noise", "rdp refine"):
+    for word in (
+        "0.333",
+        "1.000",
+        "Start number 1",
+        "touched",
+        "(160 environment steps)",
+        "Success with exploration noise",
+        "rdp refine",
+    ):
         assert word in page
 
 
