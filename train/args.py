@@ -124,7 +124,7 @@ class ReproduceArgs(Common):
     """
 
     name: str = word(tuple(RECIPES), "table")
-    task: str = chosen("pickup", TASKS, "task; a gym task for gym")
+    task: str = chosen("pickup", TASKS, "task; a gym task for gym, either kind for dsrl")
     preset: str = chosen("cpu", ("cpu", "gpu"), "of the commands that learn")
     seeds: int = ranged(3, 1, 1000, "seeds, from --seed on")
     trials: int = ranged(256, 1, 10**7, "episodes per evaluation")

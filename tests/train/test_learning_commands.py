@@ -1,5 +1,6 @@
 """`rdp pretrain`, `finetune` and `dsrl` from end to end, tiny, on hopper: learn, stop, go on, judge what was written."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,8 @@ from rdp_jax.data import episodes as E
 from rdp_jax.planner import load
 from train.actors import NOISE_ACTOR
 from train.cli import main
+from train.task_args import TaskFlags
+from train.tasks import GymStage
 
 TINY_NET = ["--planner.net.sizes", "32", "32", "32"]
 
@@ -69,3 +72,12 @@ def test_dsrl_goes_on_and_leaves_the_planner_alone(planner, tmp_path, capsys):
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(steered), jax.tree.leaves(moved), strict=True))
     assert metrics["iterations"] == 3 and metrics["base_unchanged"]
     assert all((a == b).all() for a, b in zip(weights(planner), weights(tmp_path / "steered"), strict=True))
+
+
+def test_a_stage_compiles_once_whatever_weights_it_judges(planner):
+    stage, one = GymStage(TaskFlags(task="hopper", num_envs=2)), load(planner / "planner.safetensors")
+    other = dataclasses.replace(one, bundle=jax.tree.map(lambda x: 0.5 * x, one.bundle))
+    for given in (one, other, one):
+        stage.judge(given, seed=0, trials=2)
+    (play,) = stage._plays.values()
+    assert play._cache_size() == 1
