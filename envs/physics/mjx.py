@@ -6,6 +6,7 @@ The model given decides the engine's options (iterations, `ls_iterations`, cone)
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 import os
@@ -32,6 +33,7 @@ SAFE_THREADS = 8
 # Warp keeps one contact buffer for all environments of a batch and cannot know how many there will be.
 WARP_CONTACTS = 24 * 8192
 WARP_CONSTRAINTS = 256
+SLIPPERY = 1e-3  # coefficient of friction
 
 
 def widen_thread_pool() -> None:
@@ -47,6 +49,16 @@ def widen_thread_pool() -> None:
 def _pool_threads() -> int:
     nproc = os.environ.get("NPROC", "")
     return int(nproc) if nproc.isdigit() else max(usable_cores(), jax.local_device_count())
+
+
+def with_cones(model: mujoco.MjModel) -> mujoco.MjModel:
+    """`model` as MJX can take it, which has no frictionless contacts beside elliptic cones: they get hardly any friction."""
+    flat = model.pair_dim == 1
+    if model.opt.cone != mujoco.mjtCone.mjCONE_ELLIPTIC or not flat.any():
+        return model
+    changed = copy.copy(model)
+    changed.pair_dim[flat], changed.pair_friction[flat] = 3, SLIPPERY
+    return changed
 
 
 class MjxPhysics:
@@ -92,9 +104,10 @@ class MjxPhysics:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self._mjx_model = mjx.put_model(model, impl=impl)
+        on_device = with_cones(model) if impl == "jax" else model
+        self._mjx_model = mjx.put_model(on_device, impl=impl)
         if impl == "jax":
-            self._data = mjx.make_data(model, impl=impl)
+            self._data = mjx.make_data(on_device, impl=impl)
         else:
             self._data = mjx.make_data(model, impl=impl, naconmax=contacts, njmax=constraints)
         self._subtree = subtree_matrix(model).astype(np.float32)

@@ -17,6 +17,8 @@ from physics_models import small_model, starts
 
 from envs.physics import available, make_physics, variants
 from envs.physics.base import sensor_slices
+from envs.physics.mjx import MjxPhysics, with_cones
+from envs.tasks.catalog import make_task
 from rdp_jax.config import ConfigError
 
 LANES, SUBSTEPS = 8, 4
@@ -286,6 +288,7 @@ LARGE_BATCH = """
 import jax, jax.numpy as jnp, mujoco
 from jax.sharding import Mesh, PartitionSpec as P
 from envs.physics.native import NativePhysics
+from envs.tasks.catalog import make_task
 xml = '<mujoco><worldbody><body><joint type="slide" axis="1 0 0"/><geom size=".1"/></body></worldbody></mujoco>'
 p = NativePhysics(mujoco.MjModel.from_xml_string(xml))
 step = jax.vmap(lambda q: p.step(p.init(q, q * 0), q[:0], 1).qpos)
@@ -372,3 +375,16 @@ def test_wrong_shapes_are_refused():
         p.step(state, jnp.zeros(6), 0)
     with pytest.raises(AssertionError):
         p.init(jnp.zeros(3), jnp.zeros(MODEL.nv))
+
+
+def test_transport_can_be_put_on_mjx():
+    """MJX refuses frictionless contacts beside elliptic cones, which only this task has."""
+    model = make_task("transport").build().compile()
+    assert (model.pair_dim == 1).any()
+    changed = with_cones(model)
+    assert (changed.pair_dim != 1).all() and (model.pair_dim == 1).any()  # a copy
+    firm = model.pair_dim != 1
+    np.testing.assert_array_equal(changed.pair_friction[firm], model.pair_friction[firm])
+    MjxPhysics(model)
+    other = make_task("pickup").build().compile()
+    assert with_cones(other) is other
