@@ -219,7 +219,7 @@ class Bench:
         return parts.denoising(self._act, self.sizes, self.weights, self.tape, self.args.seed)
 
     def plain_controller(self) -> Callable[[], Any]:
-        """The environment of the planner's phase without physics."""
+        """The environment of the planner's phase without physics and without fresh starts, a program of their own."""
         state = self.begun[0].planner
         return self._timed(self.still._collect, state, self.params, self.still.fresh(state, self.params))
 
