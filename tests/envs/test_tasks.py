@@ -170,6 +170,8 @@ def test_the_expert_picks_the_box_up(pickup, start):
     assert found["success_rate"] >= 0.6 and found["trials"] == 8
     assert played.frames.shape[1:] == (8, pickup.frame_dim) and played.actions.shape[2] == ACTION_DIM
     i = int(np.argmax(played.success))
+    track = played.reached[: played.steps[i], i]
+    assert (np.diff(track) >= 0).all() and track[0] < track[-1] == played.stage[i]  # what replays are labelled by
     lifted = played.qpos[: played.steps[i], i, pickup.task.box[2]]
     assert lifted[0] < TABLE_HEIGHT + 0.5 * EDGE + 0.01 and lifted[-1] > TABLE_HEIGHT + 0.5 * EDGE + 0.09
     # No box flies: between two frames it moves no faster than the hands can.
