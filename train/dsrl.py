@@ -18,7 +18,18 @@ from rdp_jax.planner import Planner, save
 from rdp_jax.runs import Run
 from train import output
 from train.actors import NOISE_ACTOR
-from train.learning import JUDGED, EvaluationLog, described, learn, outcome, settings, start_planner, success_of
+from train.learning import (
+    JUDGED,
+    EvaluationLog,
+    Pace,
+    described,
+    learn,
+    on_the_way,
+    outcome,
+    settings,
+    start_planner,
+    success_of,
+)
 from train.pretrain import PLANNER
 from train.rollouts import PlannerPlayer
 from train.task_args import DSRLArgs
@@ -111,14 +122,20 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     before = log.judge("before", planner)
 
     mesh = parallel.make_mesh()
-    vector = AutoReset(Chunked(stage.env, planner.config.executed))  # type: ignore[arg-type]
     config, executed = args.dsrl, planner.config.executed
+    vector = AutoReset(Chunked(stage.env, executed))  # type: ignore[arg-type]
     state = dsrl.init(jax.random.key(args.seed), config, base, planner.bundle, vector, stage.params, mesh)
     untrained = jax.device_get(state.params["actor"])
     state = run.restore(state) if run else state
     update = dsrl.Update(config, base, vector, executed, mesh)
-    chunk = config.num_envs * config.unroll_length * executed
-    result, to_90 = learn("dsrl", args, run, update, state, stage.params, chunk, note)
+    jury = Jury(stage, args, planner, steer.learned(config, base, stage.env.spec.obs_dims["critic"]))
+
+    def evaluate(state):
+        figures = jury.judge(jury.learned, state.params["actor"])
+        return {name: figures[name] for name in ("return", "success_rate") if name in figures}
+
+    pace, when = Pace.of(config, stage.env.spec, executed), evaluate if args.trials else None
+    result, to_90 = learn("dsrl", args, run, update, state, stage.params, pace, note, when)
     state = result.state
     actor = jax.device_get(state.params["actor"])
     identical = all(
@@ -127,7 +144,6 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     if args.out:
         save(args.out / PLANNER, planner)
         save_weights(args.out / NOISE_ACTOR, {"actor": actor}, described(args, planner, int(state.iteration)))
-    jury = Jury(stage, args, planner, steer.learned(config, base, stage.env.spec.obs_dims["critic"]))
     after = log.keep("after", jury.judge(jury.learned, actor)) if args.trials else {}
     others = jury.controls(untrained) if args.controls and args.trials else {}
     if run:
@@ -135,6 +151,7 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     steps = dsrl.env_steps(config, state, executed)
     metrics = {
         **outcome(before, {}, after, result, to_90),
+        "evaluations": on_the_way(args.out),
         "env_steps": steps,
         "updates": max(int(state.iteration) - config.warmup, 0) * config.updates,
         "base_unchanged": identical,

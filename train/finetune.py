@@ -18,6 +18,7 @@ from rdp_jax.runs import Run
 from train import output
 from train.learning import (
     EvaluationLog,
+    Pace,
     described,
     learn,
     on_the_way,
@@ -56,7 +57,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     policy: Any = before.actor().policy
     state = dppo.init(jax.random.key(args.seed), config, policy, before.bundle, vector, params, mesh)
     state = run.restore(state) if run else state
-    chunk = config.num_envs * config.unroll_length * before.config.executed
+    pace = Pace.of(config, env.spec, before.config.executed)
     update = dppo.Update(config, policy, vector, mesh)
 
     def present(state):
@@ -66,7 +67,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
         figures = stage.judge(present(state), args.seed, args.trials)
         return {name: figures[name] for name in ("return", "success_rate") if name in figures}
 
-    result, to_90 = learn("finetune", args, run, update, state, params, chunk, note, evaluate if args.trials else None)
+    result, to_90 = learn("finetune", args, run, update, state, params, pace, note, evaluate if args.trials else None)
     state = result.state
     after = present(state)
     if args.out:

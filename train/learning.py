@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from envs.core import EnvSpec
 from rdp_jax.algos.loop import LoopConfig, Result, train
 from rdp_jax.config import ConfigError, to_dict
 from rdp_jax.nets.build import GAUSSIAN
@@ -67,6 +68,21 @@ def described(args: Any, before: Planner, iterations: int) -> dict[str, Any]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How fast a learner goes: `steps` of the environments per iteration; all episodes that were begun at the start have ended
+    after `first` iterations."""
+
+    steps: int
+    first: int
+
+    @classmethod
+    def of(cls, config: Any, spec: EnvSpec, executed: int) -> Pace:
+        """Of a learner with `num_envs` and an `unroll_length` in chunks of `executed` steps of the environment."""
+        steps = config.unroll_length * executed
+        return cls(config.num_envs * steps, spec.episode_steps // steps)
+
+
 def learn(
     name: str,
     args: Any,
@@ -74,7 +90,7 @@ def learn(
     update: Callable[[Any, Any], tuple[Any, dict]],
     state: Any,
     env_params: Any,
-    steps: int,
+    pace: Pace,
     note: Callable[[dict[str, Any]], str],
     evaluate: Callable[[Any], dict[str, Any]] | None = None,
 ) -> tuple[Result, int | None]:
@@ -85,7 +101,7 @@ def learn(
       args: of the command.
       run: where to log and save.
       update, state, env_params: as of `rdp_jax.algos.loop.train`.
-      steps: environment steps per iteration.
+      pace: of the learner.
       note: what the bar says of an iteration's metrics.
       evaluate: figures of a state, logged as `eval/NAME` every `args.eval_every` iterations.
 
@@ -103,17 +119,17 @@ def learn(
 
         def report(p):
             rows.append({"iteration": p.iteration, **p.metrics})
-            bar.update(p.iteration, p.iteration * steps, note(p.metrics))
+            bar.update(p.iteration, p.iteration * pace.steps, note(p.metrics))
 
         result = train(update, state, env_params, loop, run, evaluate, progress=report)
-    return result, reached(rows)
+    return result, reached([row for row in rows if row["iteration"] > pace.first])
 
 
 def reached(rows: list[dict[str, Any]], level: float = 0.9) -> int | None:
     """First iteration at which the latest episodes, `ENOUGH` of them or more, were won at this rate, exploration noise included.
 
-    `rows` are metrics per iteration, oldest first.  One iteration of few environments ends few episodes, and the first to end are
-    those that were won quickly.
+    `rows` are metrics per iteration, oldest first.  One iteration of few environments ends few episodes.  The first to end are
+    those that were won quickly, so the iterations in which the first episodes end (`Pace.first`) are better left out.
     """
     recent: list[tuple[float, float]] = []
     for row in rows:

@@ -26,6 +26,7 @@ from train.controller import OTHER, act
 from train.finetune import note, tuned
 from train.learning import (
     EvaluationLog,
+    Pace,
     described,
     learn,
     outcome,
@@ -130,8 +131,8 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     state = run.restore(state) if run else state
     curriculum = Curriculum(args.curriculum, stage, args.start_range, args.out, args.resume)
     update = Recording(curriculum, args.schedule, *learners)
-    chunk = args.dppo.num_envs * args.dppo.unroll_length * before.config.executed
-    result, to_90 = learn("refine", args, run, update, state, curriculum.at, chunk, said)
+    pace = Pace.of(args.dppo, stage.env.spec, before.config.executed)
+    result, to_90 = learn("refine", args, run, update, state, curriculum.at, pace, said)
     state = result.state
     count = int(state.iteration)
     after = tuned(before, state.planner, args.dppo, described(args, before, count))
@@ -147,7 +148,7 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
         run.close()
     metrics = {
         **outcome(first, untrained, second, result, to_90),
-        "env_steps": count * chunk,
+        "env_steps": count * pace.steps,
         "planner_alone": only,
         "start_range": curriculum.scale,
     }
@@ -159,7 +160,7 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
         wall_s=time.monotonic() - start,
         metrics=metrics,
         task=args.task,
-        env_steps=count * chunk,
+        env_steps=count * pace.steps,
     )
     log.report(record)
     return record

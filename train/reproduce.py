@@ -6,6 +6,7 @@ it stopped.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -25,12 +26,15 @@ from train.recipes import ON_GYM, RECIPES, SHARED, Settings, Step
 
 
 def steps_of(args: ReproduceArgs, seed: int) -> list[Step]:
-    """The recipe for one seed.  Raises `ConfigError` where the task has no such table."""
+    """The recipe for one seed, on the backend asked for.  Raises `ConfigError` where the task has no such table."""
+    if args.num_envs is not None:
+        raise ConfigError("num_envs", args.num_envs, "left out (every command of a table has its own number)")
     if (args.task in GYM_TASKS and args.name not in ON_GYM) or (args.name == "gym" and args.task not in GYM_TASKS):
         allowed = " | ".join(GYM_TASKS) if args.name == "gym" else "a task of the T1"
         raise ConfigError("task", args.task, allowed)
     settings = Settings(args.task, seed, args.trials, args.minutes, args.wide, args.preset, args.iterations)
-    return RECIPES[args.name](settings)
+    more = () if args.backend == "auto" else ("--backend", args.backend)
+    return [dataclasses.replace(step, words=(*step.words, *more)) for step in RECIPES[args.name](settings)]
 
 
 def command(step: Step, folder: Path) -> list[str]:

@@ -21,6 +21,7 @@ from train.actors import CORRECTION
 from train.controller import export
 from train.learning import (
     EvaluationLog,
+    Pace,
     described,
     learn,
     outcome,
@@ -57,9 +58,9 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     actor = {**state.params["actor"], "mlp": {**state.params["actor"]["mlp"], "last": last}}
     state = state.replace(params={**state.params, "actor": actor})
     state = run.restore(state) if run else state
-    chunk = config.num_envs * config.unroll_length * planner.config.executed
+    pace = Pace.of(config, stage.env.spec, planner.config.executed)
     update = ppo.Update(config, vector, mesh)
-    result, to_90 = learn("residual", args, run, update, state, params, chunk, note)
+    result, to_90 = learn("residual", args, run, update, state, params, pace, note)
     state = result.state
     learned = jax.device_get(export(state))
     count = int(state.iteration)
@@ -82,10 +83,10 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
         wall_s=time.monotonic() - start,
         metrics={
             **outcome(first, untrained, second, result, to_90),
-            "env_steps": count * chunk,
+            "env_steps": count * pace.steps,
         },
         task=args.task,
-        env_steps=count * chunk,
+        env_steps=count * pace.steps,
     )
     log.report(record)
     return record

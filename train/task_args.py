@@ -342,6 +342,7 @@ class DSRLArgs(Resumable, TaskFlags):
     iterations: int = ranged(300, 1, 10**7, "iterations, warm-up included")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     trials: int = ranged(256, 0, 10**7, "episodes of the evaluations before and after; 0 for none")
+    eval_every: int = ranged(0, 0, 10**7, "iterations between evaluations on the way; 0 for none")
     controls: bool = said(
         False, "also judge no noise, halved noise, tanh noise, an untrained actor and a golden ticket"
     )

@@ -61,16 +61,18 @@ def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
 
 def test_dsrl_goes_on_and_leaves_the_planner_alone(planner, tmp_path, capsys):
     words = ["dsrl", "--preset", "gym", "--task", "hopper", "--planner", str(planner / "planner.safetensors")]
-    words += ["--num-envs", "4", "--dsrl.updates", "1", "--dsrl.distillations", "1", "--trials", "0"]
+    words += ["--num-envs", "4", "--dsrl.updates", "1", "--dsrl.distillations", "1"]
     words += ["--dsrl.batch", "8", "--dsrl.capacity", "64", "--dsrl.warmup", "1", "--dsrl.critic-warmup", "0"]
     words += ["--dsrl.sizes", "16", "16", "--dsrl.reset-pool", "4", "--out", str(tmp_path / "steered")]
-    run(capsys, *words, "--iterations", "2")
+    run(capsys, *words, "--trials", "0", "--iterations", "2")
     steered = load_weights(tmp_path / "steered" / NOISE_ACTOR)[0]
     # What is asked of the judgement at the end is no setting of the run.
-    metrics = run(capsys, *words, "--iterations", "3", "--resume", "--controls", "--tickets", "4")["metrics"]
+    more = ["--resume", "--trials", "2", "--eval-every", "3", "--controls", "--tickets", "4"]
+    metrics = run(capsys, *words, "--iterations", "3", *more)["metrics"]
     moved = load_weights(tmp_path / "steered" / NOISE_ACTOR)[0]
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(steered), jax.tree.leaves(moved), strict=True))
     assert metrics["iterations"] == 3 and metrics["base_unchanged"]
+    assert metrics["evaluations"] == {"3": {"return": metrics["return_after"]}}
     assert all((a == b).all() for a, b in zip(weights(planner), weights(tmp_path / "steered"), strict=True))
 
 

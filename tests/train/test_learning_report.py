@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from rdp_jax.algos.dppo import DPPOConfig
 from rdp_jax.runs import RunError
 from train import cli, demo, play
-from train.learning import on_the_way, reached
+from train.learning import Pace, on_the_way, reached
 from train.learning_report import a_pair, read_curve, replay_of, write
 from train.rollouts import MEANS, Played, report
 from train.task_args import DemoArgs
@@ -104,6 +105,13 @@ def test_ninety_per_cent_are_not_a_few_lucky_episodes():
     assert reached([row(1, 0.0, None), row(2, 200.0, 0.9)]) == 2
     mixed = [row(1, 30.0, 1.0), row(2, 30.0, 0.6), row(3, 30.0, 1.0), row(4, 30.0, 0.8)]
     assert reached(mixed) is None
+
+
+def test_all_first_episodes_end_before_ninety_per_cent_count(stage):
+    # 200 steps of an episode in chunks of 8: one iteration of 24 chunks, 25 of one.
+    long = DPPOConfig(num_envs=4, unroll_length=24, minibatches=4)
+    assert Pace.of(long, stage.env.spec, 8) == Pace(steps=4 * 24 * 8, first=1)
+    assert Pace.of(dataclasses.replace(long, unroll_length=1), stage.env.spec, 8) == Pace(steps=32, first=25)
 
 
 def test_no_curve_is_no_error(tmp_path):

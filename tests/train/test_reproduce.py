@@ -39,6 +39,13 @@ def test_every_step_parses(name, tmp_path, monkeypatch):
     assert any(step.row for step in steps)
 
 
+def test_the_backend_asked_for_is_every_command_s(capsys):
+    assert all(step.words[-2:] == ("--backend", "mjx") for step in plan("scratch", backend="mjx")[1])
+    assert not any("--backend" in step.words for step in plan("scratch")[1])
+    assert cli.main(["reproduce", "scratch", "--num-envs", "64", "--list"]) == 2
+    assert "--num-envs" in capsys.readouterr().err
+
+
 def test_gym_is_about_gym_tasks(capsys):
     for words in (["gym", "--task", "pickup"], ["success", "--task", GYM_TASKS[0]]):
         assert cli.main(["reproduce", *words, "--list"]) == 2
