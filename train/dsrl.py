@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,25 +14,13 @@ from rdp_jax import parallel, steer
 from rdp_jax.algos import dsrl
 from rdp_jax.checkpoint import save_weights
 from rdp_jax.planner import Planner, save
-from rdp_jax.runs import Run
-from train import output
 from train.actors import NOISE_ACTOR
-from train.learning import (
-    JUDGED,
-    EvaluationLog,
-    Pace,
-    described,
-    learn,
-    on_the_way,
-    outcome,
-    settings,
-    start_planner,
-    success_of,
-)
+from train.attempt import Attempt
+from train.learning import JUDGED, Pace, described, learn, on_the_way, scores, success_of
 from train.pretrain import PLANNER
 from train.rollouts import PlannerPlayer
 from train.task_args import DSRLArgs
-from train.tasks import HumanoidStage, Stage, check_fits, set_up
+from train.tasks import HumanoidStage, Stage
 
 TICKET_STREAM = 0x71C7
 EPISODES_PER_TICKET = 8
@@ -112,30 +99,24 @@ def best_ticket(count: int, play: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     """Evaluates, steers, evaluates again on the same starts; the planner's weights stay as they are."""
-    start = time.monotonic()
-    planner = start_planner(args, "dppo")
+    attempt = Attempt(args, "dppo")
+    planner, stage = attempt.planner, attempt.stage
     base = steer.PlannerBase(planner.config, planner.dims, args.ddim_steps)
-    stage = set_up(args, planner.config.history, record=args.out is not None)
-    check_fits(planner, stage.env)
-    run = Run(args.out, settings(args), resume=args.resume) if args.out else None
-    log = EvaluationLog(args, stage)
-    before = log.judge("before", planner)
-
+    attempt.begin()
     mesh = parallel.make_mesh()
     config, executed = args.dsrl, planner.config.executed
     vector = AutoReset(Chunked(stage.env, executed))  # type: ignore[arg-type]
     state = dsrl.init(jax.random.key(args.seed), config, base, planner.bundle, vector, stage.params, mesh)
     untrained = jax.device_get(state.params["actor"])
-    state = run.restore(state) if run else state
+    state = attempt.restored(state)
     update = dsrl.Update(config, base, vector, executed, mesh)
     jury = Jury(stage, args, planner, steer.learned(config, base, stage.env.spec.obs_dims["critic"]))
 
     def evaluate(state):
-        figures = jury.judge(jury.learned, state.params["actor"])
-        return {name: figures[name] for name in ("return", "success_rate") if name in figures}
+        return scores(jury.judge(jury.learned, state.params["actor"]))
 
-    pace, when = Pace.of(config, stage.env.spec, executed), evaluate if args.trials else None
-    result, to_90 = learn("dsrl", args, run, update, state, stage.params, pace, note, when)
+    pace = Pace.of(config, stage.env.spec, executed)
+    result, to_90 = learn("dsrl", args, attempt.run, update, state, stage.params, pace, note, evaluate)
     state = result.state
     actor = jax.device_get(state.params["actor"])
     identical = all(
@@ -144,31 +125,20 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     if args.out:
         save(args.out / PLANNER, planner)
         save_weights(args.out / NOISE_ACTOR, {"actor": actor}, described(args, planner, int(state.iteration)))
-    after = log.keep("after", jury.judge(jury.learned, actor)) if args.trials else {}
+    after = attempt.log.keep("after", jury.judge(jury.learned, actor)) if args.trials else {}
     others = jury.controls(untrained) if args.controls and args.trials else {}
-    if run:
-        run.close()
-    steps = dsrl.env_steps(config, state, executed)
-    metrics = {
-        **outcome(before, {}, after, result, to_90),
-        "evaluations": on_the_way(args.out),
-        "env_steps": steps,
-        "updates": max(int(state.iteration) - config.warmup, 0) * config.updates,
-        "base_unchanged": identical,
-        "controls": others,
-    }
-    record = output.summary(
+    return attempt.end(
         "dsrl",
-        seed=args.seed,
-        backend=stage.env.physics.name,
-        num_envs=config.num_envs,
-        wall_s=time.monotonic() - start,
-        metrics=metrics,
-        task=args.task,
-        env_steps=steps,
+        config.num_envs,
+        result,
+        to_90,
+        after,
+        dsrl.env_steps(config, state, executed),
+        evaluations=on_the_way(args.out),
+        updates=max(int(state.iteration) - config.warmup, 0) * config.updates,
+        base_unchanged=identical,
+        controls=others,
     )
-    log.report(record)
-    return record
 
 
 def note(metrics: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import jax
@@ -14,49 +13,28 @@ from rdp_jax import parallel
 from rdp_jax.algos import dppo
 from rdp_jax.nets.build import GAUSSIAN
 from rdp_jax.planner import Planner, save
-from rdp_jax.runs import Run
-from train import output
-from train.learning import (
-    EvaluationLog,
-    Pace,
-    described,
-    learn,
-    on_the_way,
-    outcome,
-    settings,
-    start_planner,
-    success_of,
-    with_first_std,
-)
+from train.attempt import Attempt
+from train.learning import Pace, described, learn, on_the_way, scores, success_of
 from train.pretrain import PLANNER
 from train.residual import run_residual
 from train.task_args import FinetuneArgs
-from train.tasks import check_fits, set_up
 
 
 def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     """Evaluates, fine-tunes, evaluates again on the same fresh starts; writes `planner.safetensors`."""
     if args.algo == "residual":
         return run_residual(args)
-    start = time.monotonic()
-    given = start_planner(args, args.algo)
-    before = with_first_std(given, args.first_std)
+    attempt = Attempt(args, args.algo)
+    before, env, params = attempt.planner, attempt.stage.env, attempt.stage.params
     config = args.dppo
     if args.algo == "gaussian-ppo":
         config = dataclasses.replace(config, tuned_steps=1)
-    stage = set_up(args, before.config.history, record=args.out is not None)
-    env, params = stage.env, stage.params
-    check_fits(before, env)
-    run = Run(args.out, settings(args), resume=args.resume) if args.out else None
-    log = EvaluationLog(args, stage)
-    first = log.judge("before", given)
-    # What the smaller noise does alone, without any learning.
-    quiet = {} if before is given else log.judge("untrained", before)
+    attempt.begin()
     mesh = parallel.make_mesh()
     vector = AutoReset(Chunked(env, before.config.executed))  # type: ignore[arg-type]
     policy: Any = before.actor().policy
     state = dppo.init(jax.random.key(args.seed), config, policy, before.bundle, vector, params, mesh)
-    state = run.restore(state) if run else state
+    state = attempt.restored(state)
     pace = Pace.of(config, env.spec, before.config.executed)
     update = dppo.Update(config, policy, vector, mesh)
 
@@ -64,35 +42,16 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
         return tuned(before, state, config, described(args, before, int(state.iteration)))
 
     def evaluate(state):
-        figures = stage.judge(present(state), args.seed, args.trials)
-        return {name: figures[name] for name in ("return", "success_rate") if name in figures}
+        return scores(attempt.stage.judge(present(state), args.seed, args.trials))
 
-    result, to_90 = learn("finetune", args, run, update, state, params, pace, note, evaluate if args.trials else None)
-    state = result.state
-    after = present(state)
+    result, to_90 = learn("finetune", args, attempt.run, update, state, params, pace, note, evaluate)
+    after = present(result.state)
     if args.out:
         save(args.out / PLANNER, after)
-    second = log.judge("after", after)
-    if run:
-        run.close()
-    steps = dppo.env_steps(config, state, before.config.executed)
-    metrics = {
-        **outcome(first, quiet, second, result, to_90),
-        "evaluations": on_the_way(args.out),
-        "env_steps": steps,
-    }
-    record = output.summary(
-        "finetune",
-        seed=args.seed,
-        backend=env.physics.name,
-        num_envs=config.num_envs,
-        wall_s=time.monotonic() - start,
-        metrics=metrics,
-        task=args.task,
-        env_steps=steps,
-    )
-    log.report(record)
-    return record
+    second = attempt.log.judge("after", after)
+    steps = dppo.env_steps(config, result.state, before.config.executed)
+    ways = on_the_way(args.out)
+    return attempt.end("finetune", config.num_envs, result, to_90, second, steps, evaluations=ways)
 
 
 def tuned(before: Planner, state: dppo.LearnerState, config: dppo.DPPOConfig, metadata: dict[str, Any]) -> Planner:

@@ -112,7 +112,7 @@ def learn(
         iterations=args.iterations,
         save_every_s=60.0,
         max_wall_s=60.0 * args.minutes if args.minutes else 0.0,
-        eval_every=args.eval_every if evaluate else 0,
+        eval_every=args.eval_every if evaluate and args.trials else 0,
     )
     rows = read_curve(args.out)  # of a run that is resumed
     with output.Progress(f"{name} {args.task}", total=args.iterations, budget_s=loop.max_wall_s or None) as bar:
@@ -172,6 +172,11 @@ class EvaluationLog:
         path = self.args.out / "report.html"
         write(path, self.stage.env, record, self.figures, read_curve(self.args.out), self.played)
         record["metrics"]["report"] = str(path)
+
+
+def scores(figures: dict[str, Any]) -> dict[str, float]:
+    """Of a judgement, what an evaluation on the way logs."""
+    return {name: figures[name] for name in ("return", "success_rate") if name in figures}
 
 
 def on_the_way(out: Path | None) -> dict[str, dict[str, float]]:

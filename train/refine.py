@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,13 @@ from rdp_jax.algos import dppo, joint, ppo
 from rdp_jax.checkpoint import save_weights
 from rdp_jax.nets.mlp import mlp_sizes
 from rdp_jax.planner import Planner, save
-from rdp_jax.runs import Run
-from train import output
+from train.attempt import Attempt
 from train.controller import OTHER, act
 from train.finetune import note, tuned
-from train.learning import (
-    EvaluationLog,
-    Pace,
-    described,
-    learn,
-    outcome,
-    settings,
-    start_planner,
-    success_of,
-    with_first_std,
-)
+from train.learning import Pace, described, learn, success_of
 from train.pretrain import PLANNER
 from train.task_args import RefineArgs
-from train.tasks import HumanoidStage, check_fits
+from train.tasks import HumanoidStage
 
 WIDER, PASS = 1.1, 0.9  # the curriculum's factor, and the success that earns it
 
@@ -117,22 +105,16 @@ def begin(
 
 def run_refine(args: RefineArgs) -> dict[str, Any]:
     """Evaluates, refines, evaluates again on the same starts; writes the planner and both parts of the controller."""
-    start = time.monotonic()
-    given = start_planner(args, "dppo")
-    before = with_first_std(given, args.first_std)
-    stage = HumanoidStage(args, given.config.history, record=args.out is not None)
-    check_fits(given, stage.env)
-    run = Run(args.out, settings(args), resume=args.resume) if args.out else None
-    log = EvaluationLog(args, stage)
-    first = log.judge("before", given)
-    untrained = log.judge("untrained", before) if before is not given else {}
-
+    attempt = Attempt(args, "dppo")
+    before, stage = attempt.planner, attempt.stage
+    assert isinstance(stage, HumanoidStage)  # `RefineArgs` knows no other tasks
+    attempt.begin()
     state, learners = begin(args, stage, before, parallel.make_mesh())
-    state = run.restore(state) if run else state
+    state = attempt.restored(state)
     curriculum = Curriculum(args.curriculum, stage, args.start_range, args.out, args.resume)
     update = Recording(curriculum, args.schedule, *learners)
     pace = Pace.of(args.dppo, stage.env.spec, before.config.executed)
-    result, to_90 = learn("refine", args, run, update, state, curriculum.at, pace, said)
+    result, to_90 = learn("refine", args, attempt.run, update, state, curriculum.at, pace, said)
     state = result.state
     count = int(state.iteration)
     after = tuned(before, state.planner, args.dppo, described(args, before, count))
@@ -141,29 +123,12 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
         save(args.out / PLANNER, after)
         for part, weights in learned.items():
             save_weights(args.out / f"{part}.safetensors", weights, {**described(args, before, count), "part": part})
-    only = log.judge("planner alone", after)
+    only = attempt.log.judge("planner alone", after)
     stage.params = stage.params.replace(controller=learned)
-    second = log.judge("after", after)
-    if run:
-        run.close()
-    metrics = {
-        **outcome(first, untrained, second, result, to_90),
-        "env_steps": count * pace.steps,
-        "planner_alone": only,
-        "start_range": curriculum.scale,
-    }
-    record = output.summary(
-        "refine",
-        seed=args.seed,
-        backend=stage.env.physics.name,
-        num_envs=args.dppo.num_envs,
-        wall_s=time.monotonic() - start,
-        metrics=metrics,
-        task=args.task,
-        env_steps=count * pace.steps,
-    )
-    log.report(record)
-    return record
+    second = attempt.log.judge("after", after)
+    steps = count * pace.steps
+    more = {"planner_alone": only, "start_range": curriculum.scale}
+    return attempt.end("refine", args.dppo.num_envs, result, to_90, second, steps, **more)
 
 
 def said(metrics: dict[str, Any]) -> str:

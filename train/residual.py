@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import jax
@@ -15,38 +14,19 @@ from rdp_jax.algos import ppo
 from rdp_jax.algos.residual import Residual, ResidualActor, ResidualParams
 from rdp_jax.checkpoint import save_weights
 from rdp_jax.planner import save
-from rdp_jax.runs import Run
-from train import output
 from train.actors import CORRECTION
+from train.attempt import Attempt
 from train.controller import export
-from train.learning import (
-    EvaluationLog,
-    Pace,
-    described,
-    learn,
-    outcome,
-    settings,
-    start_planner,
-    success_of,
-    with_first_std,
-)
+from train.learning import Pace, described, learn, success_of
 from train.pretrain import PLANNER
 from train.task_args import FinetuneArgs
-from train.tasks import check_fits, set_up
 
 
 def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     """Evaluates, learns the correction, evaluates again on the same starts; the planner stays as it is."""
-    start = time.monotonic()
-    given = start_planner(args, "dppo")
-    planner = with_first_std(given, args.first_std)
-    stage = set_up(args, planner.config.history, record=args.out is not None)
-    check_fits(planner, stage.env)
-    run = Run(args.out, settings(args), resume=args.resume) if args.out else None
-    log = EvaluationLog(args, stage)
-    first = log.judge("before", given)
-    untrained = {} if planner is given else log.judge("untrained", planner)
-
+    attempt = Attempt(args, "dppo")
+    planner, stage = attempt.planner, attempt.stage
+    attempt.begin()
     mesh = parallel.make_mesh()
     vector = Residual(AutoReset(Chunked(stage.env, planner.config.executed)), planner)  # type: ignore[arg-type]
     scale = jnp.float32(args.residual_scale)
@@ -57,10 +37,10 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     last = jax.tree.map(jnp.zeros_like, state.params["actor"]["mlp"]["last"])
     actor = {**state.params["actor"], "mlp": {**state.params["actor"]["mlp"], "last": last}}
     state = state.replace(params={**state.params, "actor": actor})
-    state = run.restore(state) if run else state
+    state = attempt.restored(state)
     pace = Pace.of(config, stage.env.spec, planner.config.executed)
     update = ppo.Update(config, vector, mesh)
-    result, to_90 = learn("residual", args, run, update, state, params, pace, note)
+    result, to_90 = learn("residual", args, attempt.run, update, state, params, pace, note)
     state = result.state
     learned = jax.device_get(export(state))
     count = int(state.iteration)
@@ -72,24 +52,8 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     if args.trials:
         weights = (planner.bundle, (params.base, learned, scale))
         figures = stage.judge_actor(ResidualActor(planner), weights, args.seed, args.trials)
-        second = log.keep("after", figures)
-    if run:
-        run.close()
-    record = output.summary(
-        "finetune",
-        seed=args.seed,
-        backend=stage.env.physics.name,
-        num_envs=config.num_envs,
-        wall_s=time.monotonic() - start,
-        metrics={
-            **outcome(first, untrained, second, result, to_90),
-            "env_steps": count * pace.steps,
-        },
-        task=args.task,
-        env_steps=count * pace.steps,
-    )
-    log.report(record)
-    return record
+        second = attempt.log.keep("after", figures)
+    return attempt.end("finetune", config.num_envs, result, to_90, second, count * pace.steps)
 
 
 def note(metrics: dict[str, Any]) -> str:

@@ -59,6 +59,16 @@ def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
     assert judged["metrics"]["trials"] == 2 and np.isfinite(judged["metrics"]["return"])
 
 
+def test_a_correction_leaves_the_planner_alone_and_is_judged_with_it(planner, tmp_path, capsys):
+    words = ["finetune", "--preset", "gym", "--task", "hopper", "--planner", str(planner / "planner.safetensors")]
+    words += ["--algo", "residual", "--num-envs", "4", "--residual.unroll-length", "4", "--residual.minibatches", "2"]
+    words += ["--residual.reset-pool", "4", "--trials", "0", "--iterations", "1", "--out", str(tmp_path / "residual")]
+    assert run(capsys, *words)["env_steps"] == 4 * 4 * 4
+    assert all((a == b).all() for a, b in zip(weights(planner), weights(tmp_path / "residual"), strict=True))
+    judged = run(capsys, "eval", "--task", "hopper", "--run", str(tmp_path / "residual"), "--trials", "2")
+    assert np.isfinite(judged["metrics"]["return"])
+
+
 def test_dsrl_goes_on_and_leaves_the_planner_alone(planner, tmp_path, capsys):
     words = ["dsrl", "--preset", "gym", "--task", "hopper", "--planner", str(planner / "planner.safetensors")]
     words += ["--num-envs", "4", "--dsrl.updates", "1", "--dsrl.distillations", "1"]

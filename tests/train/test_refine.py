@@ -1,0 +1,39 @@
+"""`rdp refine` from end to end, tiny: both learners move, what was learned can be judged, and there is a report."""
+
+import json
+
+import jax
+import numpy as np
+
+from rdp_jax.checkpoint import load_weights
+from rdp_jax.planner import load
+from train.cli import main
+from train.controller import load_part
+from train.tasks import shipped
+
+WORDS = ["refine", "--task", "pickup", "--num-envs", "4", "--recorded", "4", "--trials", "2", "--seed", "1"]
+WORDS += ["--dppo.unroll-length", "2", "--dppo.minibatches", "2", "--dppo.epochs", "1", "--dppo.critic-warmup", "0"]
+WORDS += ["--dppo.reset-pool", "4", "--controller.minibatches", "4", "--controller.epochs", "1"]
+WORDS += ["--controller.critic-warmup", "0", "--schedule.rehearsals", "0"]
+WORDS += ["--schedule.controller-iterations", "1", "--schedule.planner-iterations", "1"]
+
+
+def differ(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
+
+
+def test_both_learn_and_a_report_is_written(tmp_path, capsys):
+    out = tmp_path / "refined"
+    assert main([*WORDS, "--iterations", "2", "--out", str(out), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    metrics = record["metrics"]
+    assert record["env_steps"] == metrics["env_steps"] == 2 * 4 * 2 * 8 and metrics["iterations"] == 2
+    assert {"before", "after", "planner_alone", "success_rate_after", "hand_speed_mps_before"} <= set(metrics)
+    assert "untrained" not in metrics  # --first-std was not asked for
+    phases = [json.loads(line)["phase"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(set(phases)) == 2
+    assert differ(load(out / "planner.safetensors").bundle.weights, load(shipped("pickup", "pretrained")).bundle.weights)
+    for part in ("legs", "hands"):
+        assert differ(load_weights(out / f"{part}.safetensors")[0]["actor"], load_part(part)["actor"])
+    assert "<html" in (out / "report.html").read_text()

@@ -1,0 +1,86 @@
+"""What the commands that learn on a task do before and after: the planner they start from, its stage, the run directory, the
+judgements, the summary, the report."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rdp_jax.algos.loop import Result
+from rdp_jax.runs import Run
+from train import output
+from train.learning import EvaluationLog, outcome, settings, start_planner, with_first_std
+from train.tasks import check_fits, set_up
+
+
+class Attempt:
+    """A planner, and the task on which it shall become better.
+
+    Args:
+      args: of the command.
+      algo: as of `start_planner`.
+
+    Attributes:
+      given: the pre-trained planner.
+      planner: the one from which learning starts: `given`, or with the first sample's std that was asked for.
+      stage: of the task.
+      run: where to log and save; None without `--out`, and before `begin`.
+      log: of the judgements.
+
+    Raises `ConfigError` where planner, algorithm and task do not fit each other.
+    """
+
+    def __init__(self, args: Any, algo: str):
+        self.args, self.started = args, time.monotonic()
+        self.given = start_planner(args, algo)
+        self.planner = with_first_std(self.given, getattr(args, "first_std", None))
+        self.stage = set_up(args, self.given.config.history, record=args.out is not None)
+        check_fits(self.given, self.stage.env)
+        self.log = EvaluationLog(args, self.stage)
+        self.run: Run | None = None
+        self.before: dict[str, Any] = {}
+        self.untrained: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Takes the run directory, and judges what is there before anything is learned.  Raises `RunError`."""
+        self.run = Run(self.args.out, settings(self.args), resume=self.args.resume) if self.args.out else None
+        self.before = self.log.judge("before", self.given)
+        if self.planner is not self.given:
+            self.untrained = self.log.judge("untrained", self.planner)
+
+    def restored(self, state: Any) -> Any:
+        """`state`, or what the run that is resumed had come to."""
+        return self.run.restore(state) if self.run else state
+
+    def end(
+        self,
+        command: str,
+        num_envs: int,
+        result: Result,
+        to_90: int | None,
+        after: dict[str, Any],
+        steps: int,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """The summary of the command, with `more` metrics; writes the report.
+
+        Args:
+          num_envs: of the learner.
+          result, to_90: as from `learn`.
+          after: the judgement of what was learned.
+          steps: of the environments, in all.
+        """
+        if self.run:
+            self.run.close()
+        record = output.summary(
+            command,
+            seed=self.args.seed,
+            backend=self.stage.env.physics.name,
+            num_envs=num_envs,
+            wall_s=time.monotonic() - self.started,
+            metrics={**outcome(self.before, self.untrained, after, result, to_90), "env_steps": steps, **more},
+            task=self.args.task,
+            env_steps=steps,
+        )
+        self.log.report(record)
+        return record
