@@ -21,6 +21,7 @@ import tyro
 
 from rdp_jax.config import ConfigError, validate
 from rdp_jax.heap import keep_freed
+from rdp_jax.programs import keep_programs
 from train.output import show, stdout_to_stderr
 
 _STYLE = (tyro.conf.FlagCreatePairsOff,)
@@ -352,6 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `rdp`; returns the exit status."""
     if argv is None:  # the process is ours
         keep_freed()
+        keep_programs()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         found = _find(words)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -65,6 +66,13 @@ class _Pool:
 POOL = _Pool()
 
 
+def digest(model: mujoco.MjModel) -> str:
+    """Of all that is in a model: the same wherever it is the same."""
+    found = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, found)
+    return hashlib.sha256(found.tobytes()).hexdigest()[:16]
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Engine warnings (a state that blows up) neither printed nor written to `MUJOCO_LOG.TXT` in the working directory;
@@ -112,6 +120,7 @@ class NativePhysics:
         # A lane that blows up must come back as it is, to be seen, and not silently reset.
         self._base.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET.value
         self.table = ModelTable(self._base)
+        self._name = f"rdp_native_{digest(self._base)}"
         self._nparams = params_size(model)
         self._data: list[mujoco.MjData] = []
         self._buffers: dict[str, np.ndarray] = {}
@@ -122,15 +131,18 @@ class NativePhysics:
 
     def init(self, qpos: Array, qvel: Array, params: ModelParams | None = None) -> PhysicsState:
         """See `envs.physics.base.Physics.init`."""
+        m = self.model
 
         def sense(qpos: Array, qvel: Array) -> Array:
-            parts = [jnp.zeros(1, qpos.dtype), qpos, qvel, jnp.zeros(self.model.na, qpos.dtype)]
+            parts = [jnp.zeros(1, qpos.dtype), qpos, qvel, jnp.zeros(m.na, qpos.dtype)]
             if params is not None:
                 parts.append(guard.flatten_params(params).astype(qpos.dtype))
             packed = jnp.concatenate(parts)
-            return guard.vary_like(batched_callback(self._init_host, self.model.nsensordata, packed), packed)
+            return guard.vary_like(
+                batched_callback(self._init_host, m.nsensordata, packed, f"{self._name}_init"), packed
+            )
 
-        return guard.guarded_init(self.model, sense, qpos, qvel)
+        return guard.guarded_init(m, sense, qpos, qvel)
 
     def step(
         self,
@@ -156,7 +168,8 @@ class NativePhysics:
             def host(packed):
                 return self._step_host(packed, substeps, eq_active is not None)
 
-            new = guard.vary_like(batched_callback(host, nx + m.nsensordata + 1, packed), packed)
+            name = f"{self._name}_step_{substeps}_{eq_active is not None:d}"
+            new = guard.vary_like(batched_callback(host, nx + m.nsensordata + 1, packed, name), packed)
             qpos, qvel, act, sensordata, ok = jnp.split(new, np.cumsum([m.nq, m.nv, m.na, m.nsensordata]))
             return qpos, qvel, act, sensordata, ok[0] > 0
 

@@ -149,12 +149,13 @@ def test_process_exits_with_the_status():
     assert status == 2
 
 
-def test_only_a_process_of_our_own_keeps_its_memory(monkeypatch, capfd):
+def test_only_a_process_of_our_own_keeps_its_memory_and_its_programs(monkeypatch, capfd):
     kept = []
-    monkeypatch.setattr(cli, "keep_freed", lambda: kept.append(True))
+    monkeypatch.setattr(cli, "keep_freed", lambda: kept.append("memory"))
+    monkeypatch.setattr(cli, "keep_programs", lambda: kept.append("programs"))
     assert cli.main(["--help"]) == 0 and not kept
     monkeypatch.setattr(sys, "argv", ["rdp", "--help"])
-    assert cli.main() == 0 and kept
+    assert cli.main() == 0 and kept == ["memory", "programs"]
 
 
 # --- output --------------------------------------------------------------------------------------------------------------

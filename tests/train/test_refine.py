@@ -33,7 +33,9 @@ def test_both_learn_and_a_report_is_written(tmp_path, capsys):
     assert "untrained" not in metrics  # --first-std was not asked for
     phases = [json.loads(line)["phase"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(set(phases)) == 2
-    assert differ(load(out / "planner.safetensors").bundle.weights, load(shipped("pickup", "pretrained")).bundle.weights)
+    assert differ(
+        load(out / "planner.safetensors").bundle.weights, load(shipped("pickup", "pretrained")).bundle.weights
+    )
     for part in ("legs", "hands"):
         assert differ(load_weights(out / f"{part}.safetensors")[0]["actor"], load_part(part)["actor"])
     assert "<html" in (out / "report.html").read_text()
