@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -117,8 +118,16 @@ def _device(device: jax.Device) -> dict[str, Any]:
     return {"platform": device.platform, "kind": device.device_kind, "memory_gb": gigabytes}
 
 
+def _programs() -> dict[str, Any]:
+    """Where JAX keeps compiled programs (None: nowhere), and how much there is."""
+    path = jax.config.values["jax_compilation_cache_dir"] or None
+    files = [f for f in Path(path).rglob("*") if f.is_file()] if path else []
+    return {"kept_in": path, "size_mb": round(sum(f.stat().st_size for f in files) / 1e6, 1)}
+
+
 def run_doctor(args: DoctorArgs) -> dict[str, Any]:
-    """Try everything; the summary's metrics hold `machine, devices, backends, matmul, rendering`."""
+    """Try everything; the summary's metrics hold `machine, devices, backends, matmul, rendering,
+    programs`."""
     begin = time.monotonic()
     lanes = args.num_envs or 1
     metrics = {
@@ -127,6 +136,7 @@ def run_doctor(args: DoctorArgs) -> dict[str, Any]:
         "backends": _backends(args.backend, lanes),
         "matmul": _matmul(args.seed),
         "rendering": _rendering(),
+        "programs": _programs(),
     }
     backend = available()[0] if args.backend == "auto" else args.backend
     return summary(

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import mujoco
 import pytest
 
@@ -19,6 +20,7 @@ def test_doctor(capfd, tmp_path):
     assert found["machine"]["memory_gb"] > 0
     assert found["devices"][0]["platform"] == "cpu"
     assert found["matmul"]["relative_error"]["highest"] < 1e-5
+    assert found["programs"]["kept_in"] == jax.config.values["jax_compilation_cache_dir"]
     assert all(set(way) == {"ok", "error"} for way in found["rendering"].values())
 
 
