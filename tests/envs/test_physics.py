@@ -383,6 +383,7 @@ def test_transport_can_be_put_on_mjx():
     assert (model.pair_dim == 1).any()
     changed = with_cones(model)
     assert (changed.pair_dim != 1).all() and (model.pair_dim == 1).any()  # a copy
+    assert changed.opt.impratio == 1 < model.opt.impratio  # MJX throws a standing robot off its feet with more
     firm = model.pair_dim != 1
     np.testing.assert_array_equal(changed.pair_friction[firm], model.pair_friction[firm])
     MjxPhysics(model)
