@@ -176,7 +176,8 @@ def _curves(page: Report, curve: Sequence[Mapping[str, Any]], steps: int) -> Non
         "share of episodes",
         bands={"success": (bounds[:, 0], bounds[:, 1])},
         y_range=(0.0, 1.0),
-        note=f"episodes that ended in the iteration ({output.count(steps)} environment steps); exploration costs some success",
+        note=f"episodes that ended in the iteration ({output.count(steps)} environment steps); exploration costs some success"
+        + ("; where the controller learns its own noise is added" if any(row.get("phase") for row in curve) else ""),
     )
     for key, title, unit in CURVES:
         rows = [(row["iteration"], row[key]) for row in curve if row.get(key) is not None]
