@@ -80,7 +80,7 @@ class Pace:
     def of(cls, config: Any, spec: EnvSpec, executed: int) -> Pace:
         """Of a learner with `num_envs` and an `unroll_length` in chunks of `executed` steps of the environment."""
         steps = config.unroll_length * executed
-        return cls(config.num_envs * steps, spec.episode_steps // steps)
+        return cls(config.num_envs * steps, -(-spec.episode_steps // steps))
 
 
 def learn(

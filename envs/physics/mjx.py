@@ -52,14 +52,14 @@ def _pool_threads() -> int:
 
 
 def with_cones(model: mujoco.MjModel) -> mujoco.MjModel:
-    """`model` as MJX can take it, which has no frictionless contacts beside elliptic cones: they get hardly any friction.
+    """`model` with such elliptic cones as MJX can take; itself if its cones are pyramids.
 
-    Nor does it bear friction stiffer than the normal force: with an `impratio` of 10 a standing robot jumps (docs/design.md).
+    MJX has no frictionless contacts beside elliptic cones, so they get hardly any friction; and it does not bear friction stiffer
+    than the normal force: with an `impratio` of 10 a standing robot jumps (docs/design.md).
     """
-    flat = model.pair_dim == 1
-    if model.opt.cone != mujoco.mjtCone.mjCONE_ELLIPTIC or not flat.any():
+    if model.opt.cone != mujoco.mjtCone.mjCONE_ELLIPTIC:
         return model
-    changed = copy.copy(model)
+    changed, flat = copy.copy(model), model.pair_dim == 1
     changed.pair_dim[flat], changed.pair_friction[flat] = 3, SLIPPERY
     changed.opt.impratio = 1.0
     return changed

@@ -387,5 +387,8 @@ def test_transport_can_be_put_on_mjx():
     firm = model.pair_dim != 1
     np.testing.assert_array_equal(changed.pair_friction[firm], model.pair_friction[firm])
     MjxPhysics(model)
+    rough = copy.copy(model)
+    rough.pair_dim[rough.pair_dim == 1] = 3
+    assert with_cones(rough).opt.impratio == 1  # without frictionless contacts, too
     other = make_task("pickup").build().compile()
     assert with_cones(other) is other
