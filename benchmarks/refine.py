@@ -24,8 +24,9 @@ from rdp_jax.algos import dppo, joint
 from rdp_jax.config import validate
 from rdp_jax.planner import Planner
 from train.demo import FIRST_STD
-from train.learning import start_planner, with_first_std
+from train.learning import start_planner
 from train.refine import begin
+from train.sampling import exploring, with_first_std
 from train.task_args import RefineArgs
 from train.tasks import HumanoidStage
 
@@ -110,7 +111,7 @@ class Bench:
 
     def __init__(self, args: RefineArgs, planner: Planner):
         self.args = args
-        self.given = with_first_std(planner, args.first_std)
+        self.given = exploring(with_first_std(planner, args.first_std), args)
         self.sizes = parts.Sizes(args.dppo.num_envs, args.dppo.unroll_length, self.given.config.executed)
 
     @functools.cached_property

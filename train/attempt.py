@@ -9,7 +9,9 @@ from typing import Any
 from rdp_jax.algos.loop import Result
 from rdp_jax.runs import Run
 from train import output
-from train.learning import EvaluationLog, outcome, settings, start_planner, with_first_std
+from train.learning import EvaluationLog, outcome, settings, start_planner
+from train.sampling import exploring, with_first_std
+from train.task_args import Sampling
 from train.tasks import check_fits, set_up
 
 
@@ -22,7 +24,9 @@ class Attempt:
 
     Attributes:
       given: the pre-trained planner.
-      planner: the one from which learning starts: `given`, or with the first sample's std that was asked for.
+      planner: the one from which learning starts: `given`, with the first sample's std and the exploration noise that were asked
+        for.
+      same: whether the two plan alike without exploration.
       stage: of the task.
       run: where to log and save; None without `--out`, and before `begin`.
       log: of the judgements.
@@ -33,7 +37,9 @@ class Attempt:
     def __init__(self, args: Any, algo: str):
         self.args, self.started = args, time.monotonic()
         self.given = start_planner(args, algo)
-        self.planner = with_first_std(self.given, getattr(args, "first_std", None))
+        quieter = with_first_std(self.given, getattr(args, "first_std", None))
+        self.same = quieter is self.given
+        self.planner = exploring(quieter, args) if isinstance(args, Sampling) else quieter
         self.stage = set_up(args, self.given.config.history, record=args.out is not None)
         check_fits(self.given, self.stage.env)
         self.log = EvaluationLog(args, self.stage)
@@ -45,7 +51,7 @@ class Attempt:
         """Takes the run directory, and judges what is there before anything is learned.  Raises `RunError`."""
         self.run = Run(self.args.out, settings(self.args), resume=self.args.resume) if self.args.out else None
         self.before = self.log.judge("before", self.given)
-        if self.planner is not self.given:
+        if not self.same:
             self.untrained = self.log.judge("untrained", self.planner)
 
     def restored(self, state: Any) -> Any:

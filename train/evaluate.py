@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Any
 
 from envs.tasks.catalog import EXPERTS, make_expert
 from rdp_jax.config import ConfigError
-from rdp_jax.diffusion.gaussian import GaussianConfig
-from rdp_jax.nets.build import GAUSSIAN
-from rdp_jax.planner import Planner
 from train import output
 from train.actors import find_actor
 from train.rollouts import ExpertPlayer
+from train.sampling import exploring, with_first_std
 from train.task_args import EvalArgs
 from train.tasks import HumanoidStage, check_fits, find_planner, set_up
-
-
-def exploring(planner: Planner, std: float) -> Planner:
-    """`planner` with another exploration noise."""
-    config = planner.config
-    if config.net.kind in GAUSSIAN:
-        return dataclasses.replace(planner, config=dataclasses.replace(config, gaussian=GaussianConfig(std=std)))
-    diffusion = dataclasses.replace(config.diffusion, min_std=std)
-    return dataclasses.replace(planner, config=dataclasses.replace(config, diffusion=diffusion))
 
 
 def run_eval(args: EvalArgs) -> dict[str, Any]:
@@ -38,12 +26,11 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
         player = ExpertPlayer(make_expert(args.task, stage.env))
         found = stage.judge_player(player, None, args.seed, args.trials, args.num_envs)
     else:
-        planner = find_planner(args.run, args.task, args.which)
+        planner = with_first_std(find_planner(args.run, args.task, args.which), args.first_std)
         stage = set_up(args, planner.config.history)
         check_fits(planner, stage.env)
-        if args.explore_std is not None:
-            explored = exploring(planner, args.explore_std)
-            found = stage.judge(explored, args.seed, args.trials, args.num_envs, explore=True)
+        if args.explores:
+            found = stage.judge(exploring(planner, args), args.seed, args.trials, args.num_envs, explore=True)
         else:
             actor, weights = find_actor(args.run, planner)
             found = stage.judge_actor(actor, weights, args.seed, args.trials, args.num_envs)

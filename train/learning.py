@@ -35,17 +35,6 @@ def start_planner(args: Any, algo: str) -> Planner:
     return planner
 
 
-def with_first_std(planner: Planner, first_std: float | None) -> Planner:
-    """`planner` with another std of the first sample; itself if that is what it has."""
-    config = planner.config
-    if first_std is None or first_std == config.diffusion.first_std:
-        return planner
-    if config.net.kind in GAUSSIAN:
-        raise ConfigError("first_std", first_std, f"left out (a {config.net.kind} planner has no first sample)")
-    diffusion = dataclasses.replace(config.diffusion, first_std=first_std)
-    return dataclasses.replace(planner, config=dataclasses.replace(config, diffusion=diffusion))
-
-
 def settings(args: Any) -> dict[str, Any]:
     """What a run and its resumption must agree on."""
     free = {"iterations": 1, "minutes": None, "trials": 0, "eval_every": 0, "controls": False, "tickets": 32}

@@ -30,6 +30,29 @@ class TaskFlags(Common):
     hands: Path | None = input_file("weights of the hand policy (.safetensors); left out: the shipped ones")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling(Common):
+    """Flags that say how plans are sampled, exploring or not; left out: the planner's own (`DiffusionConfig`)."""
+
+    first_std: float | None = optional(0.0, 10.0, "std of the first sample; in fine-tuning from its start on")
+    explore_std: float | None = optional(1e-4, 1.0, "least std of a sampled step, in normalised action units")
+    explore_correlation: float | None = optional(
+        0.0,
+        0.999,
+        "of the noise of two actions that follow each other in a chunk, where it is explore-std's",
+    )
+    explore_eta: float | None = optional(
+        0.0,
+        1.0,
+        "noise of the sampler itself: 1 as much as DDPM, 0 none but explore-std (DDIM only)",
+    )
+
+    @property
+    def explores(self) -> bool:
+        """Whether any of them was given."""
+        return not (self.explore_std is self.explore_correlation is self.explore_eta is None)
+
+
 def with_own_controller(args: Any) -> Any:
     """`args` with the controller that lies in the run directory `--run`, unless another one is named."""
     if args.run is None or not args.run.is_dir():
@@ -90,8 +113,11 @@ class TeleopArgs(DemonstrationFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalArgs(TaskFlags):
-    """Success of a planner, of the expert, or of the weights shipped for a task, over fresh starts."""
+class EvalArgs(Sampling, TaskFlags):
+    """Success of a planner, of the expert, or of the weights shipped for a task, over fresh starts.
+
+    With any flag of exploration a planner samples as it does in fine-tuning.
+    """
 
     run: Path | None = said(
         None,
@@ -99,7 +125,6 @@ class EvalArgs(TaskFlags):
     )
     which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")
     trials: int = ranged(256, 1, 10**7, "episodes")
-    explore_std: float | None = optional(1e-4, 1.0, "sample as fine-tuning does, with at least this std in every step")
 
     def resolved(self) -> EvalArgs:
         """With the run's own controller."""
@@ -126,8 +151,8 @@ def gym_planner() -> PlannerConfig:
 def task_planner() -> PlannerConfig:
     """The planner of the T1 tasks: a small DiT, five DDIM steps of a hundred.
 
-    Exploration of 0.05 in the last step would be a centimetre of jitter in every hand target, ten times a second, and few boxes
-    stay in the hands (docs/refine.md: `rdp eval --explore-std`); 0.02 keeps nearly all of the success to learn from.
+    Independent noise of 0.05 in the last step would be a centimetre of jitter in every hand target, ten times a second, and few
+    boxes stay in the hands (docs/refine.md: `rdp eval --explore-std`); 0.02 keeps nearly all of the success to learn from.
     """
     return PlannerConfig(
         net=NetConfig(kind="dit", width=96, depth=3, heads=4, sizes=(256, 256, 256), activation="mish"),
@@ -222,7 +247,7 @@ def residual_ppo() -> PPOConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneArgs(Resumable, TaskFlags):
+class FinetuneArgs(Sampling, Resumable, TaskFlags):
     """Fine-tune a planner by reinforcement learning; the controller stays as it is."""
 
     preset: str = PLANNER_PRESET
@@ -236,9 +261,6 @@ class FinetuneArgs(Resumable, TaskFlags):
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     trials: int = ranged(256, 0, 10**7, "episodes of the evaluations before and after; 0 for none")
     eval_every: int = ranged(0, 0, 10**7, "iterations between evaluations on the way (not with residual); 0 for none")
-    first_std: float | None = optional(
-        0.0, 10.0, "std of the first sample from the start of fine-tuning on; left out: the planner's own"
-    )
     dppo: DPPOConfig = dataclasses.field(default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)})
     residual_scale: float = ranged(0.1, 1e-4, 2.0, "largest correction of --algo residual, in normalised action units")
     residual: PPOConfig = dataclasses.field(default_factory=residual_ppo, metadata={"hidden": ("num_envs",)})
@@ -264,7 +286,7 @@ class FinetuneArgs(Resumable, TaskFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RefineArgs(Resumable, TaskFlags):
+class RefineArgs(Sampling, Resumable, TaskFlags):
     """Fine-tune planner and controller together (REFINE-DP)."""
 
     task: str = chosen("pickup", T1_TASKS, "task")
@@ -273,9 +295,6 @@ class RefineArgs(Resumable, TaskFlags):
     iterations: int | None = optional(1, 10**7, "iterations of either kind; left out: those of the schedule")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     trials: int = ranged(256, 0, 10**7, "episodes of the evaluations before and after; 0 for none")
-    first_std: float | None = optional(
-        0.0, 10.0, "std of the first sample from the start of fine-tuning on; left out: the planner's own"
-    )
     curriculum: bool = said(False, "widen the starts by a tenth whenever nine tenths of the episodes succeed")
     recorded: int = ranged(64, 4, 2**20, "environments whose ticks the controller learns from")
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
@@ -365,15 +384,17 @@ class DSRLArgs(Resumable, TaskFlags):
             dsrl = DSRLConfig(
                 num_envs=16,
                 unroll_length=4,
-                updates=40,
-                distillations=20,
+                # Half of it left two hopper seeds of three where they were (docs/dsrl.md).
+                updates=80,
+                distillations=40,
+                tau=0.02,
                 gamma=0.99,
                 warmup=20,
                 critic_warmup=20,
                 sizes=(128, 128, 128),
                 time_limit="bootstrap",
             )
-            return cls(preset=preset, task="hopper", num_envs=dsrl.num_envs, dsrl=dsrl, trials=80)
+            return cls(preset=preset, task="hopper", num_envs=dsrl.num_envs, dsrl=dsrl, trials=80, iterations=600)
         dsrl = task_dsrl(preset)
         return cls(preset=preset, num_envs=dsrl.num_envs, dsrl=dsrl)
 

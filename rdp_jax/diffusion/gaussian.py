@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rdp_jax.config import ConfigError, ranged
+from rdp_jax.diffusion import smooth
 from rdp_jax.diffusion.policy import Pairs
 from rdp_jax.diffusion.sample import log_prob_elements
 
@@ -24,6 +26,9 @@ class GaussianConfig:
 
     std: float = ranged(0.1, 1e-4, 1.0, "std while exploring")
     noise_clip: float = ranged(3.0, 0.1, 1e3, "bound of the standard normal noise")
+    correlation: float = ranged(
+        0.0, 0.0, 0.999, "correlation of the noise of two actions that follow each other in a chunk"
+    )
 
 
 class GaussianPolicy:
@@ -80,6 +85,8 @@ class GaussianPolicy:
         return chunk, jnp.stack([jnp.zeros_like(chunk), chunk], axis=1)
 
     def _noise(self, noise: Array) -> Array:
+        if self.config.correlation:
+            noise = smooth.colour(noise[None], np.array([self.config.correlation]))[0]
         return self.config.std * jnp.clip(noise, -self.config.noise_clip, self.config.noise_clip)
 
     def check_tuned(self, tuned_steps: int) -> int:
@@ -89,8 +96,12 @@ class GaussianPolicy:
         return tuned_steps
 
     def score(self, params: Any, tuned_steps: int, pairs: Pairs) -> tuple[Array, Array, Array]:
-        """Log density of each element `(N, Ta, Da)`, mean, and std `(N,)`."""
+        """Log density of each element `(N, Ta, Da)`, mean (whitened, as of `DiffusionPolicy.score`), and std `(N,)`."""
         del tuned_steps
         mean = self.mean(params, pairs.obs)
         std = jnp.full(mean.shape[:1], self.config.std)
-        return log_prob_elements(pairs.x_next, mean, std), mean, std
+        if not self.config.correlation:
+            return log_prob_elements(pairs.x_next, mean, std), mean, std
+        rho = jnp.full(mean.shape[:1], self.config.correlation)
+        elements, mean = smooth.log_prob_elements(pairs.x_next, mean, std, rho)
+        return elements, mean, std

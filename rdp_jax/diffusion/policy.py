@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rdp_jax.config import ConfigError
-from rdp_jax.diffusion import schedule
+from rdp_jax.diffusion import schedule, smooth
 from rdp_jax.diffusion.sample import Predict, denoise, log_prob_elements, step_mean
 from rdp_jax.diffusion.schedule import DiffusionConfig, Table
 
@@ -103,7 +103,7 @@ class DiffusionPolicy:
 
     def sample_from(self, params: Any, obs: Array, x: Array, noise: Array, explore: bool = False) -> Array:
         """As `sample`, from the given first sample and step noise."""
-        table = self.exploring if explore else self.evaluating
+        table, noise = self._mode(explore, noise)
         return self._denoise(self.predict(params, obs), table, x, noise)[0]
 
     def sample_split(
@@ -116,11 +116,11 @@ class DiffusionPolicy:
         Returns:
           The chunk `(B, Ta, Da)`, and the chain `(B, K' + 1, Ta, Da)` from the first fine-tuned step's input to the chunk.
         """
-        x, noise = noise
-        table = self.exploring if explore else self.evaluating
+        x, steps = noise
+        table, steps = self._mode(explore, steps)
         first = len(table) - self.check_tuned(tuned_steps)
-        x, _ = self._denoise(self.predict(base, obs), table.part(0, first), x, noise[:first])
-        last, chain = self._denoise(self.predict(tuned, obs), table.part(first), x, noise[first:])
+        x, _ = self._denoise(self.predict(base, obs), table.part(0, first), x, steps[:first])
+        last, chain = self._denoise(self.predict(tuned, obs), table.part(first), x, steps[first:])
         return last, jnp.moveaxis(jnp.concatenate([x[None], chain]), 0, 1)
 
     def check_tuned(self, tuned_steps: int) -> int:
@@ -128,6 +128,12 @@ class DiffusionPolicy:
         if not 1 <= tuned_steps <= self.config.visited:
             raise ConfigError("tuned_steps", tuned_steps, f"1 .. {self.config.visited} (visited denoising steps)")
         return tuned_steps
+
+    def _mode(self, explore: bool, noise: Array) -> tuple[Table, Array]:
+        """The steps of sampling with or without exploration, and their noise from independent `noise (S, B, Ta, Da)`."""
+        if not explore:
+            return self.evaluating, noise
+        return self.exploring, smooth.colour(noise, self.exploring.rho) if self.config.correlation else noise
 
     def _denoise(self, predict: Predict, table: Table, x: Array, noise: Array) -> tuple[Array, Array]:
         return denoise(predict, table, x, noise, self.config.clip_x0, self.config.noise_clip)
@@ -137,6 +143,9 @@ class DiffusionPolicy:
     def score(self, params: Any, tuned_steps: int, pairs: Pairs) -> tuple[Array, Array, Array]:
         """Log density of each element `(N, Ta, Da)` of what was sampled, its mean `(N, Ta, Da)` and std `(N,)`.
 
+        Where exploration noise is correlated, an element's density is that given the earlier actions of its chunk, and means are
+        whitened: divergences of two of them over the std are right as they stand.
+
         The one function behind sampling statistics and loss: with unchanged parameters it returns the same bits.
         """
 
@@ -145,4 +154,7 @@ class DiffusionPolicy:
 
         step = rows(self.exploring.part(len(self.exploring) - tuned_steps))
         mean = step_mean(self.predict(params, pairs.obs), step, pairs.x, self.config.clip_x0)
-        return log_prob_elements(pairs.x_next, mean, step.std), mean, step.std
+        if not self.config.correlation:
+            return log_prob_elements(pairs.x_next, mean, step.std), mean, step.std
+        elements, mean = smooth.log_prob_elements(pairs.x_next, mean, step.std, step.rho)
+        return elements, mean, step.std

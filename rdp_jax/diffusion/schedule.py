@@ -36,6 +36,10 @@ class DiffusionConfig:
     noise_clip: float = ranged(
         3.0, 0.1, 1e3, "bound of the standard normal noise of each step (not of the first sample)"
     )
+    # Not in the reference (`rdp_jax.diffusion.smooth`).  The network knows the sampler's own noise, which stays as it is.
+    correlation: float = ranged(
+        0.0, 0.0, 0.999, "correlation of two actions that follow each other in a chunk, where the noise is min_std's"
+    )
     first_std: float = ranged(
         1.0, 0.0, 10.0, "std of the first sample; 1 is what imitation trains, less gives up variety for reliability"
     )
@@ -60,6 +64,7 @@ class Table:
       recip, recip_m1: `x0 = recip x - recip_m1 eps`.
       p, q: mean of the next sample, `p x0 + q x`.
       std: its standard deviation, floored as the mode demands.
+      rho: correlation of the noise along a chunk.
     """
 
     t: np.ndarray
@@ -68,6 +73,7 @@ class Table:
     p: np.ndarray
     q: np.ndarray
     std: np.ndarray
+    rho: np.ndarray
 
     def part(self, first: int | None = None, last: int | None = None) -> Table:
         """The steps `first:last`."""
@@ -92,7 +98,8 @@ def explore(config: DiffusionConfig) -> Table:
     """Steps with exploration noise: every one at least `min_std`, the last included."""
     table = _ddpm(config) if config.sampler == "ddpm" else _ddim(config, config.eta)
     # The mean keeps the unfloored std; only the noise grows (and with it the density: what is sampled is what is scored).
-    return _pack(table, np.maximum(table["std"], config.min_std))
+    floored = table["std"] < config.min_std
+    return _pack(table, np.maximum(table["std"], config.min_std), np.where(floored, config.correlation, 0.0))
 
 
 def evaluate(config: DiffusionConfig) -> Table:
@@ -105,9 +112,10 @@ def evaluate(config: DiffusionConfig) -> Table:
     return _pack(table, std)
 
 
-def _pack(table: dict[str, np.ndarray], std: np.ndarray) -> Table:
+def _pack(table: dict[str, np.ndarray], std: np.ndarray, rho: np.ndarray | None = None) -> Table:
     fields = {name: table[name].astype(np.float32) for name in ("recip", "recip_m1", "p", "q")}
-    return Table(t=table["t"].astype(np.int32), std=std.astype(np.float32), **fields)
+    rho = np.zeros(std.shape) if rho is None else rho
+    return Table(t=table["t"].astype(np.int32), std=std.astype(np.float32), rho=rho.astype(np.float32), **fields)
 
 
 def _ddpm(config: DiffusionConfig) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ from rdp_jax.planner import Actor, Bundle, Dims, PlannerConfig, make_policy
 TE, STEPS = 2, 24
 CONFIG = PlannerConfig(
     net=NetConfig(kind="mlp", sizes=(64, 64, 64)),
-    diffusion=DiffusionConfig(steps=8),
+    diffusion=DiffusionConfig(steps=8, correlation=0.5),
     horizon=2,
     executed=TE,
     history=1,

@@ -1,0 +1,39 @@
+"""How a command wants plans to be sampled."""
+
+import dataclasses
+
+import pytest
+
+from rdp_jax.config import ConfigError
+from rdp_jax.nets.build import NetConfig
+from rdp_jax.planner import Planner, PlannerConfig
+from train.sampling import exploring, with_first_std
+from train.task_args import EvalArgs, task_planner
+
+
+def planner(config: PlannerConfig) -> Planner:
+    return Planner(config=config, dims=None, bundle=None, base=None, tuned_steps=0, metadata={})
+
+
+def test_nothing_said_is_the_planners_own():
+    given = planner(task_planner())
+    assert not EvalArgs().explores and exploring(given, EvalArgs()).config == given.config
+    assert with_first_std(given, None) is given and with_first_std(given, 1.0) is given
+
+
+def test_what_is_said_goes_into_the_planner():
+    args = EvalArgs(explore_std=0.07, explore_correlation=0.5, explore_eta=0.25)
+    found = exploring(planner(task_planner()), args).config.diffusion
+    expected = dataclasses.replace(task_planner().diffusion, min_std=0.07, correlation=0.5, eta=0.25)
+    assert args.explores and found == expected
+    assert EvalArgs(explore_correlation=0.0).explores  # nought is something said
+    assert with_first_std(planner(task_planner()), 0.5).config.diffusion.first_std == 0.5
+
+
+def test_a_planner_of_whole_chunks_has_a_std_and_no_first_sample():
+    chunks = planner(dataclasses.replace(task_planner(), net=NetConfig(kind="lstm")))
+    found = exploring(chunks, EvalArgs(explore_std=0.07, explore_correlation=0.5, explore_eta=0.25)).config
+    assert (found.gaussian.std, found.gaussian.correlation) == (0.07, 0.5)
+    assert found.diffusion == chunks.config.diffusion
+    with pytest.raises(ConfigError, match="first_std"):
+        with_first_std(chunks, 0.5)
