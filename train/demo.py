@@ -14,6 +14,7 @@ from train.refine import run_refine
 from train.task_args import DemoArgs, RefineArgs
 
 FIRST_STD = 0.5  # of the first sample, see docs/refine.md
+CHUNKS = 16  # per environment and iteration: one that has begun when the time is up is finished, and takes the less time for it
 
 
 def new_directory(name: str) -> Path:
@@ -27,6 +28,7 @@ def refine_args(args: DemoArgs, out: Path) -> RefineArgs:
     """What the demo asks of `rdp refine`: two iterations of the controller, then the planner until the time is up."""
     defaults = RefineArgs.defaults("cpu")
     envs = args.num_envs or defaults.dppo.num_envs
+    dppo = dataclasses.replace(defaults.dppo, unroll_length=CHUNKS)
     return validate(
         dataclasses.replace(
             defaults,
@@ -39,6 +41,7 @@ def refine_args(args: DemoArgs, out: Path) -> RefineArgs:
             minutes=args.minutes,
             trials=args.trials,
             first_std=FIRST_STD,
+            dppo=dppo,
             schedule=Schedule(rounds=1, controller_iterations=2, planner_iterations=200, rehearsals=0),
         ).resolved()
     )

@@ -63,7 +63,7 @@ def test_density_and_divergence_of_the_executed_actions(rho, executed):
         assert float(kl[row]) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("rho", [0.5, 0.97])
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.97])
 def test_gradient_is_the_densitys_times_the_covariance(rho):
     """Which is the noise itself over the variance: what was tried, and nothing where nothing was."""
     x, mean = (jax.random.normal(jax.random.key(i), (2, HORIZON, WIDTH)) for i in range(2))
