@@ -48,6 +48,7 @@ def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
     words = ["finetune", "--preset", "gym", "--task", "hopper", "--planner", str(planner / "planner.safetensors")]
     words += ["--num-envs", "8", "--dppo.unroll-length", "4", "--dppo.minibatches", "2", "--dppo.epochs", "1"]
     words += ["--dppo.critic-warmup", "0", "--dppo.reset-pool", "8", "--trials", "0", "--out", str(tmp_path / "tuned")]
+    words += ["--explore-std", "0.2", "--explore-correlation", "0.5"]
     first = run(capsys, *words, "--iterations", "1")
     again = run(capsys, *words, "--iterations", "2", "--resume")
     assert first["metrics"]["iterations"] == 1 and again["metrics"]["iterations"] == 2
@@ -55,6 +56,8 @@ def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
     assert len((tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()) == 2
     before, after = weights(planner), weights(tmp_path / "tuned")
     assert any((a != b).any() for a, b in zip(before, after, strict=True))
+    explored = load(tmp_path / "tuned" / "planner.safetensors").config.diffusion
+    assert (explored.min_std, explored.correlation) == (0.2, 0.5)
     judged = run(capsys, "eval", "--task", "hopper", "--run", str(tmp_path / "tuned"), "--trials", "2")
     assert judged["metrics"]["trials"] == 2 and np.isfinite(judged["metrics"]["return"])
 
