@@ -274,6 +274,11 @@ class FinetuneArgs(Sampling, Resumable, TaskFlags):
         dppo = task_dppo(preset)
         return cls(preset=preset, num_envs=dppo.num_envs, dppo=dppo)
 
+    def check(self) -> None:
+        super().check()
+        if self.algo == "residual" and self.explores:
+            raise ConfigError("algo", self.algo, "dppo | gaussian-ppo, with flags of exploration")
+
     def resolved(self) -> FinetuneArgs:
         """These arguments with the learners' `num_envs` equal to `num_envs`."""
         envs = self.num_envs or self.dppo.num_envs

@@ -26,6 +26,7 @@ BAD = (
     (["finetune", "--planner", "nowhere"], "--planner: got 'nowhere'"),
     (["finetune", "--planner", "DATA", "--out", "OUT"], "no planner"),
     (["finetune", "--dppo.minibatches", "7"], "--dppo.minibatches: got 7"),
+    (["finetune", "--algo", "residual", "--explore-std", "0.1"], "--algo: got 'residual'"),
     (["finetune", "--dppo.critic-sizes", "32", "32"], "--dppo.critic-sizes: got (32, 32), allowed: an odd number"),
     (["pretrain", "--data", "DATA", "--net", "mlp", "--planner.net.sizes", "8", "16", "8"], "--planner.net.sizes: got"),
 )
