@@ -7,6 +7,7 @@ from typing import Any
 
 from envs.tasks.catalog import EXPERTS, make_expert
 from rdp_jax.config import ConfigError
+from rdp_jax.planner import Actor
 from train import output
 from train.actors import find_actor
 from train.rollouts import ExpertPlayer
@@ -29,10 +30,14 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
         planner = with_first_std(find_planner(args.run, args.task, args.which), args.first_std)
         stage = set_up(args, planner.config.history)
         check_fits(planner, stage.env)
+        actor, weights = find_actor(args.run, planner)
         if args.explores:
+            if not isinstance(actor, Actor):
+                raise ConfigError(
+                    "run", str(args.run), "a planner without steering or correction, with flags of exploration"
+                )
             found = stage.judge(exploring(planner, args), args.seed, args.trials, args.num_envs, explore=True)
         else:
-            actor, weights = find_actor(args.run, planner)
             found = stage.judge_actor(actor, weights, args.seed, args.trials, args.num_envs)
     steps = found.pop("env_steps")
     return output.summary(

@@ -126,6 +126,11 @@ class EvalArgs(Sampling, TaskFlags):
     which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")
     trials: int = ranged(256, 1, 10**7, "episodes")
 
+    def check(self) -> None:
+        super().check()
+        if self.which == "expert" and self.run is None and (self.explores or self.first_std is not None):
+            raise ConfigError("which", self.which, "pretrained | finetuned, with flags of sampling")
+
     def resolved(self) -> EvalArgs:
         """With the run's own controller."""
         found: EvalArgs = with_own_controller(self)

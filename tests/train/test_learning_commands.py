@@ -68,8 +68,11 @@ def test_a_correction_leaves_the_planner_alone_and_is_judged_with_it(planner, tm
     words += ["--residual.reset-pool", "4", "--trials", "0", "--iterations", "1", "--out", str(tmp_path / "residual")]
     assert run(capsys, *words)["env_steps"] == 4 * 4 * 4
     assert all((a == b).all() for a, b in zip(weights(planner), weights(tmp_path / "residual"), strict=True))
-    judged = run(capsys, "eval", "--task", "hopper", "--run", str(tmp_path / "residual"), "--trials", "2")
-    assert np.isfinite(judged["metrics"]["return"])
+    judge = ["eval", "--task", "hopper", "--run", str(tmp_path / "residual"), "--trials", "2"]
+    assert np.isfinite(run(capsys, *judge)["metrics"]["return"])
+    # Exploring means sampling the planner, and would leave its correction out.
+    assert main([*judge, "--explore-std", "0.1"]) == 2
+    assert "--run: got" in capsys.readouterr().err
 
 
 def test_dsrl_goes_on_and_leaves_the_planner_alone(planner, tmp_path, capsys):

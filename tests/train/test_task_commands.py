@@ -19,6 +19,8 @@ BAD = (
     (["eval", "--trials", "-1"], "--trials: got -1"),
     (["eval", "--start-range", "nan"], "--start-range"),
     (["eval", "--run", "nowhere"], "nowhere"),
+    (["eval", "--which", "expert", "--first-std", "0.5"], "--which: got 'expert'"),
+    (["eval", "--which", "expert", "--explore-std", "0.1"], "--which: got 'expert'"),
     (["pretrain", "--data", "nowhere"], "--data: got 'nowhere'"),
     (["pretrain", "--data", "DATA", "--planner.executed", "13"], "--planner.executed: got 13"),
     (["pretrain", "--data", "DATA", "--demonstrations", "3"], "--demonstrations: got 3, allowed: 1 .. 2"),
