@@ -16,7 +16,8 @@ from rdp_jax.checkpoint import save_weights
 from rdp_jax.planner import Planner, save
 from train.actors import NOISE_ACTOR
 from train.attempt import Attempt
-from train.learning import JUDGED, Pace, described, learn, on_the_way, scores, success_of
+from train.keeping import Best
+from train.learning import JUDGED, Pace, described, learn, on_the_way, success_of
 from train.pretrain import PLANNER
 from train.rollouts import PlannerPlayer
 from train.task_args import DSRLArgs
@@ -42,9 +43,10 @@ class Jury:
         self.fixed = steer.NoiseActor(planner, steer.choose_fixed, args.ddim_steps)
         self.shape = (planner.config.horizon, planner.dims.action)
 
-    def judge(self, actor: steer.NoiseActor, params: Any) -> dict[str, Any]:
-        """Figures under one choice."""
-        return self.stage.judge_actor(actor, (self.planner.bundle, params), self.args.seed, self.args.trials)
+    def judge(self, actor: steer.NoiseActor, params: Any, seed: int | None = None) -> dict[str, Any]:
+        """Figures under one choice, on the starts of `seed` (left out: the command's)."""
+        seed = self.args.seed if seed is None else seed
+        return self.stage.judge_actor(actor, (self.planner.bundle, params), seed, self.args.trials)
 
     def controls(self, untrained: Any) -> dict[str, Any]:
         """What simpler choices achieve: who claims to have learned something must beat these."""
@@ -112,19 +114,22 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     update = dsrl.Update(config, base, vector, executed, mesh)
     jury = Jury(stage, args, planner, steer.learned(config, base, stage.env.spec.obs_dims["critic"]))
 
+    best = Best(args, untrained)
+
     def evaluate(state):
-        return scores(jury.judge(jury.learned, state.params["actor"]))
+        params = state.params["actor"]
+        return best.offer(int(state.iteration), jury.judge(jury.learned, params, best.seed), params)
 
     pace = Pace.of(config, stage.env.spec, executed)
     result, to_90 = learn("dsrl", args, attempt.run, update, state, stage.params, pace, note, evaluate)
     state = result.state
-    actor = jax.device_get(state.params["actor"])
+    kept, actor = best.choose(int(state.iteration), state.params["actor"])
     identical = all(
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.base), jax.tree.leaves(planner.bundle), strict=True)
     )
     if args.out:
         save(args.out / PLANNER, planner)
-        save_weights(args.out / NOISE_ACTOR, {"actor": actor}, described(args, planner, int(state.iteration)))
+        save_weights(args.out / NOISE_ACTOR, {"actor": actor}, described(args, planner, kept))
     after = attempt.log.keep("after", jury.judge(jury.learned, actor)) if args.trials else {}
     others = jury.controls(untrained) if args.controls and args.trials else {}
     return attempt.end(
@@ -135,6 +140,7 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
         after,
         dsrl.env_steps(config, state, executed),
         evaluations=on_the_way(args.out),
+        kept_iteration=kept,
         updates=max(int(state.iteration) - config.warmup, 0) * config.updates,
         base_unchanged=identical,
         controls=others,

@@ -14,7 +14,8 @@ from rdp_jax.algos import dppo
 from rdp_jax.nets.build import GAUSSIAN
 from rdp_jax.planner import Planner, save
 from train.attempt import Attempt
-from train.learning import Pace, described, learn, on_the_way, scores, success_of
+from train.keeping import Best
+from train.learning import Pace, described, learn, on_the_way, success_of
 from train.pretrain import PLANNER
 from train.residual import run_residual
 from train.task_args import FinetuneArgs
@@ -38,28 +39,32 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     pace = Pace.of(config, env.spec, before.config.executed)
     update = dppo.Update(config, policy, vector, mesh)
 
-    def present(state):
-        return tuned(before, state, config, described(args, before, int(state.iteration)))
+    best = Best(args, state.params["actor"])
+
+    def present(iteration, weights):
+        return tuned(before, weights, config, described(args, before, iteration))
 
     def evaluate(state):
-        return scores(attempt.stage.judge(present(state), args.seed, args.trials))
+        count, weights = int(state.iteration), state.params["actor"]
+        return best.offer(count, attempt.stage.judge(present(count, weights), best.seed, args.trials), weights)
 
     result, to_90 = learn("finetune", args, attempt.run, update, state, params, pace, note, evaluate)
-    after = present(result.state)
+    kept, weights = best.choose(int(result.state.iteration), result.state.params["actor"])
+    after = present(kept, weights)
     if args.out:
         save(args.out / PLANNER, after)
     second = attempt.log.judge("after", after)
     steps = dppo.env_steps(config, result.state, before.config.executed)
-    ways = on_the_way(args.out)
-    return attempt.end("finetune", config.num_envs, result, to_90, second, steps, evaluations=ways)
+    more = {"evaluations": on_the_way(args.out), "kept_iteration": kept}
+    return attempt.end("finetune", config.num_envs, result, to_90, second, steps, **more)
 
 
-def tuned(before: Planner, state: dppo.LearnerState, config: dppo.DPPOConfig, metadata: dict[str, Any]) -> Planner:
-    """The planner that `state` holds; it keeps the frozen weights only if some steps still run on them."""
+def tuned(before: Planner, weights: Any, config: dppo.DPPOConfig, metadata: dict[str, Any]) -> Planner:
+    """`before` with the learned `weights`; it keeps the frozen ones only if some steps still run on them."""
     split = config.tuned_steps < visited(before)
     return dataclasses.replace(
         before,
-        bundle=before.bundle.replace(weights=state.params["actor"]),
+        bundle=before.bundle.replace(weights=weights),
         base=before.bundle.weights if split else None,
         tuned_steps=config.tuned_steps if split else 0,
         metadata=metadata,

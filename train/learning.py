@@ -37,7 +37,15 @@ def start_planner(args: Any, algo: str) -> Planner:
 
 def settings(args: Any) -> dict[str, Any]:
     """What a run and its resumption must agree on."""
-    free = {"iterations": 1, "minutes": None, "trials": 0, "eval_every": 0, "controls": False, "tickets": 32}
+    free = {
+        "iterations": 1,
+        "minutes": None,
+        "trials": 0,
+        "eval_every": 0,
+        "keep": "last",
+        "controls": False,
+        "tickets": 32,
+    }
     free |= {"resume": False, "json": False}
     paths = {"out": None, "planner": None, "legs": None, "hands": None}
     free = {name: value for name, value in free.items() if hasattr(args, name)}

@@ -22,7 +22,8 @@ from rdp_jax.planner import Planner, save
 from train.attempt import Attempt
 from train.controller import OTHER, act
 from train.finetune import note, tuned
-from train.learning import Pace, described, learn, success_of
+from train.keeping import Best
+from train.learning import Pace, described, learn, on_the_way, success_of
 from train.pretrain import PLANNER
 from train.task_args import RefineArgs
 from train.tasks import HumanoidStage
@@ -114,21 +115,37 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     curriculum = Curriculum(args.curriculum, stage, args.start_range, args.out, args.resume)
     update = Recording(curriculum, args.schedule, *learners)
     pace = Pace.of(args.dppo, stage.env.spec, before.config.executed)
-    result, to_90 = learn("refine", args, attempt.run, update, state, curriculum.at, pace, said)
-    state = result.state
-    count = int(state.iteration)
-    after = tuned(before, state.planner, args.dppo, described(args, before, count))
-    learned = jax.device_get(joint.controller_of(state))
+    given = stage.params
+    best = Best(args, learned_by(state))
+
+    def evaluate(state):
+        count, learned = int(state.iteration), learned_by(state)
+        stage.params = given.replace(controller=learned["controller"])
+        figures = stage.judge(tuned(before, learned["planner"], args.dppo, {}), best.seed, args.trials)
+        return best.offer(count, figures, learned)
+
+    result, to_90 = learn("refine", args, attempt.run, update, state, curriculum.at, pace, said, evaluate)
+    count = int(result.state.iteration)
+    kept, learned = best.choose(count, learned_by(result.state))
+    metadata = described(args, before, kept)
+    after = tuned(before, learned["planner"], args.dppo, metadata)
     if args.out:
         save(args.out / PLANNER, after)
-        for part, weights in learned.items():
-            save_weights(args.out / f"{part}.safetensors", weights, {**described(args, before, count), "part": part})
+        for part, weights in learned["controller"].items():
+            save_weights(args.out / f"{part}.safetensors", weights, {**metadata, "part": part})
+    stage.params = given
     only = attempt.log.judge("planner alone", after)
-    stage.params = stage.params.replace(controller=learned)
+    stage.params = given.replace(controller=learned["controller"])
     second = attempt.log.judge("after", after)
     steps = count * pace.steps
     more = {"planner_alone": only, "start_range": curriculum.scale}
+    more |= {"evaluations": on_the_way(args.out), "kept_iteration": kept}
     return attempt.end("refine", args.dppo.num_envs, result, to_90, second, steps, **more)
+
+
+def learned_by(state: joint.JointState) -> dict[str, Any]:
+    """Weights of the planner's network, and of the controller as the environments want it."""
+    return {"planner": state.planner.params["actor"], "controller": joint.controller_of(state)}
 
 
 def said(metrics: dict[str, Any]) -> str:

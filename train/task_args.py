@@ -252,7 +252,21 @@ def residual_ppo() -> PPOConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneArgs(Sampling, Resumable, TaskFlags):
+class Watched(Resumable):
+    """Flags of commands that judge on the way what they have learned."""
+
+    trials: int = ranged(256, 0, 10**7, "episodes of every evaluation; 0 for none")
+    eval_every: int = ranged(0, 0, 10**7, "iterations between evaluations on the way; 0 for none")
+    keep: str = chosen("last", ("last", "best"), "what comes out: the last iteration, or the best of --eval-every's")
+
+    def check(self) -> None:
+        super().check()
+        if self.keep == "best" and not (self.eval_every and self.trials):
+            raise ConfigError("keep", self.keep, "last, or with --eval-every and --trials above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneArgs(Sampling, Watched, TaskFlags):
     """Fine-tune a planner by reinforcement learning; the controller stays as it is."""
 
     preset: str = PLANNER_PRESET
@@ -264,8 +278,6 @@ class FinetuneArgs(Sampling, Resumable, TaskFlags):
     planner: Path | None = input_file("planner file to start from; left out: the shipped pre-trained one")
     iterations: int = ranged(40, 1, 10**7, "iterations")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
-    trials: int = ranged(256, 0, 10**7, "episodes of the evaluations before and after; 0 for none")
-    eval_every: int = ranged(0, 0, 10**7, "iterations between evaluations on the way (not with residual); 0 for none")
     dppo: DPPOConfig = dataclasses.field(default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)})
     residual_scale: float = ranged(0.1, 1e-4, 2.0, "largest correction of --algo residual, in normalised action units")
     residual: PPOConfig = dataclasses.field(default_factory=residual_ppo, metadata={"hidden": ("num_envs",)})
@@ -283,6 +295,8 @@ class FinetuneArgs(Sampling, Resumable, TaskFlags):
         super().check()
         if self.algo == "residual" and self.explores:
             raise ConfigError("algo", self.algo, "dppo | gaussian-ppo, with flags of exploration")
+        if self.algo == "residual" and self.eval_every:
+            raise ConfigError("eval_every", self.eval_every, "0 (a correction is not judged on the way)")
 
     def resolved(self) -> FinetuneArgs:
         """These arguments with the learners' `num_envs` equal to `num_envs`."""
@@ -296,7 +310,7 @@ class FinetuneArgs(Sampling, Resumable, TaskFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RefineArgs(Sampling, Resumable, TaskFlags):
+class RefineArgs(Sampling, Watched, TaskFlags):
     """Fine-tune planner and controller together (REFINE-DP)."""
 
     task: str = chosen("pickup", T1_TASKS, "task")
@@ -304,7 +318,6 @@ class RefineArgs(Sampling, Resumable, TaskFlags):
     planner: Path | None = input_file("planner file to start from; left out: the shipped pre-trained one")
     iterations: int | None = optional(1, 10**7, "iterations of either kind; left out: those of the schedule")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
-    trials: int = ranged(256, 0, 10**7, "episodes of the evaluations before and after; 0 for none")
     curriculum: bool = said(False, "widen the starts by a tenth whenever nine tenths of the episodes succeed")
     recorded: int = ranged(64, 4, 2**20, "environments whose ticks the controller learns from")
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
@@ -365,7 +378,7 @@ def task_dsrl(preset: str) -> DSRLConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DSRLArgs(Resumable, TaskFlags):
+class DSRLArgs(Watched, TaskFlags):
     """Steer a frozen diffusion planner by reinforcement learning over its initial noise (DSRL)."""
 
     preset: str = PLANNER_PRESET
@@ -374,8 +387,6 @@ class DSRLArgs(Resumable, TaskFlags):
     ddim_steps: int | None = optional(1, 1000, "DDIM steps from noise to chunk; left out: the planner's own number")
     iterations: int = ranged(300, 1, 10**7, "iterations, warm-up included")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
-    trials: int = ranged(256, 0, 10**7, "episodes of the evaluations before and after; 0 for none")
-    eval_every: int = ranged(0, 0, 10**7, "iterations between evaluations on the way; 0 for none")
     controls: bool = said(
         False, "also judge no noise, halved noise, tanh noise, an untrained actor and a golden ticket"
     )
