@@ -20,7 +20,7 @@ def args(tmp_path, **more):
     return FinetuneArgs(out=tmp_path, eval_every=1, **more)
 
 
-@pytest.mark.parametrize("scores, kept", [((0.5, 0.8, 0.6), 2), ((0.5, 0.8, 0.8), 3), ((0.9, 0.1, 0.2), 1)])
+@pytest.mark.parametrize(("scores", "kept"), [((0.5, 0.8, 0.6), 2), ((0.5, 0.8, 0.8), 3), ((0.9, 0.1, 0.2), 1)])
 def test_the_best_is_kept_and_of_equals_the_latest(tmp_path, scores, kept):
     best = Best(args(tmp_path, keep="best"), tree(0))
     for iteration, score in enumerate(scores, start=1):
