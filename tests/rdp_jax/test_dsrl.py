@@ -158,6 +158,9 @@ def test_repeated_noise_is_one_vector_for_all_actions():
 
     config = dataclasses.replace(CONFIG, noise="repeated")
     assert dsrl.noise_dim(config, Long()) == 2 and dsrl.noise_dim(CONFIG, Long()) == 6
+    steered = dataclasses.replace(CONFIG, variant="sac")
+    assert dsrl.noise_dim(steered, Long()) == 2  # unless it is told otherwise
+    assert dsrl.noise_dim(dataclasses.replace(steered, noise="full"), Long()) == 6
     noise = dsrl.to_noise(config, Long(), jnp.array([[0.5, -1.0]]))
     np.testing.assert_allclose(noise, [[[0.75, -1.5]] * 3])
 
