@@ -89,7 +89,7 @@ def begin(
 ) -> tuple[joint.JointState, tuple[Any, ...]]:
     """First state of planner `before` and the stage's controller, and the arguments of `joint.Update` after its schedule."""
     vector = LayeredAutoReset(Chunked(stage.env, before.config.executed))  # type: ignore[arg-type]
-    controller = dict(stage.params.controller)
+    controller = {part: quieter(weights, args.controller_std) for part, weights in stage.params.controller.items()}
     sizes = {mlp_sizes(weights["actor"]["mlp"]) for weights in controller.values()}
     config = dataclasses.replace(args.controller, actor_sizes=sizes.pop())
     policy: Any = before.actor().policy
@@ -102,6 +102,12 @@ def begin(
     state = joint.init(key, config, planner, controller, dims, places, mesh)
     rehearse = {part: (ppo.Update(own, env, mesh), params_for) for part, (own, env, params_for) in old.items()}
     return state, (dppo.Update(args.dppo, policy, vector, mesh), config, args.recorded, rehearse)
+
+
+def quieter(weights: dict[str, Any], share: float) -> dict[str, Any]:
+    """A part of the controller that explores with this share of its std, and does the same without exploration."""
+    actor = weights["actor"]
+    return {**weights, "actor": {**actor, "log_std": actor["log_std"] + jnp.log(jnp.float32(share))}}
 
 
 def run_refine(args: RefineArgs) -> dict[str, Any]:

@@ -320,6 +320,9 @@ class RefineArgs(Sampling, Watched, TaskFlags):
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     curriculum: bool = said(False, "widen the starts by a tenth whenever nine tenths of the episodes succeed")
     recorded: int = ranged(64, 4, 2**20, "environments whose ticks the controller learns from")
+    controller_std: float = ranged(
+        1.0, 0.01, 10.0, "share of the exploration std of its first training with which the controller explores"
+    )
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     dppo: DPPOConfig = dataclasses.field(default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)})
     controller: PPOConfig = dataclasses.field(

@@ -67,7 +67,15 @@ class Schedule:
 def controller_ppo() -> ppo.PPOConfig:
     """PPO of a controller that is good already: small steps, and a critic that learns first."""
     return ppo.PPOConfig(
-        epochs=3, minibatches=32, lr=1e-4, lr_min=1e-5, lr_max=3e-4, target_kl=0.01, critic_warmup=1, entropy_coef=0.0
+        epochs=3,
+        minibatches=32,
+        lr=1e-4,
+        lr_min=1e-5,
+        lr_max=3e-4,
+        target_kl=0.01,
+        critic_warmup=1,
+        entropy_coef=0.0,
+        min_std=0.01,
     )
 
 
