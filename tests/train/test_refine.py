@@ -9,6 +9,7 @@ from rdp_jax.checkpoint import load_weights
 from rdp_jax.planner import load
 from train.cli import main
 from train.controller import load_part
+from train.refine import quieter
 from train.tasks import shipped
 
 WORDS = ["refine", "--task", "pickup", "--num-envs", "4", "--recorded", "4", "--trials", "2", "--seed", "1"]
@@ -43,3 +44,11 @@ def test_both_learn_and_a_report_is_written(tmp_path, capsys):
     kept = load_weights(out / "best.safetensors")[0]
     assert not differ(kept["controller"]["legs"]["actor"], load_weights(out / "legs.safetensors")[0]["actor"])
     assert "<html" in (out / "report.html").read_text()
+
+
+def test_a_quieter_controller_differs_in_its_exploration_only():
+    given = load_part("legs")
+    found = quieter(given, 0.5)
+    np.testing.assert_allclose(np.exp(found["actor"]["log_std"]), 0.5 * np.exp(given["actor"]["log_std"]), rtol=1e-6)
+    assert not differ(found["actor"]["mlp"], given["actor"]["mlp"])
+    assert not differ(found["normalizer"], given["normalizer"])
