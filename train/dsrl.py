@@ -117,7 +117,7 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     best = Best(args, untrained)
 
     def evaluate(state):
-        params = state.params["actor"]
+        params = jax.device_get(state.params["actor"])
         return best.offer(int(state.iteration), jury.judge(jury.learned, params, best.seed), params)
 
     pace = Pace.of(config, stage.env.spec, executed)

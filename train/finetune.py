@@ -45,7 +45,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
         return tuned(before, weights, config, described(args, before, iteration))
 
     def evaluate(state):
-        count, weights = int(state.iteration), state.params["actor"]
+        count, weights = int(state.iteration), jax.device_get(state.params["actor"])
         return best.offer(count, attempt.stage.judge(present(count, weights), best.seed, args.trials), weights)
 
     result, to_90 = learn("finetune", args, attempt.run, update, state, params, pace, note, evaluate)

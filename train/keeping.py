@@ -35,9 +35,12 @@ class Best:
             self.iteration, self.score = found["iteration"], found["score"]
 
     def offer(self, iteration: int, figures: dict[str, Any], tree: Any) -> dict[str, float]:
-        """Keeps `tree` if it is at least as good as the best; returns what is logged of `figures`, a judgement of it."""
+        """Keeps `tree` if it is at least as good as the best; returns what is logged of `figures`, a judgement of it.
+
+        The tree is on the host: what lies on a mesh would compile the judgement anew, and is donated to the next iteration.
+        """
         if self.on and figures["score"] >= self.score:
-            self.tree, self.iteration, self.score = jax.device_get(tree), iteration, float(figures["score"])
+            self.tree, self.iteration, self.score = tree, iteration, float(figures["score"])
             if self.file:
                 save_weights(self.file, self.tree, {"iteration": iteration, "score": self.score})
         return scores(figures)

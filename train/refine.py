@@ -125,7 +125,7 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     best = Best(args, learned_by(state))
 
     def evaluate(state):
-        count, learned = int(state.iteration), learned_by(state)
+        count, learned = int(state.iteration), jax.device_get(learned_by(state))
         stage.params = given.replace(controller=learned["controller"])
         figures = stage.judge(tuned(before, learned["planner"], args.dppo, {}), best.seed, args.trials)
         return best.offer(count, figures, learned)
