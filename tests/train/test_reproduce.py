@@ -148,6 +148,22 @@ def test_success_contains_the_imitators():
     assert plan("success")[1][:5] == plan("imitation")[1]
 
 
+@pytest.mark.parametrize("task", ["pickup", "transport", "door", "stairs"])
+def test_every_method_on_a_diffusion_planner_starts_from_the_same_one(task):
+    steps = reproduce.steps_of(ReproduceArgs(name="success", task=task), 0)
+    learning = [
+        step for step in steps if step.row.startswith("DiT,") and step.words[0] in ("finetune", "refine", "dsrl")
+    ]
+    assert len({step.name for step in learning}) == 6
+    assert {step.words[step.words.index("--planner") + 1] for step in learning} == {"{start}/planner.safetensors"}
+    passes = {
+        step.name: int(step.words[step.words.index("--epochs") + 1]) for step in steps if "--epochs" in step.words
+    }
+    assert passes["start"] < passes["dit"]
+    controls = [step for step in steps if step.metric == "success_rate_untrained"]
+    assert [step.name for step in controls] == ["dppo"]  # what quieter sampling does by itself
+
+
 def test_from_scratch_legs_learn_on_the_ground_of_their_task():
     for task, scene in (("stairs", "platforms"), ("door", "flat")):
         args = ReproduceArgs(name="scratch", task=task)
