@@ -99,12 +99,33 @@ class Actor:
 
     def act(self, bundle: Bundle, base: Any, obs: Array, keys: Array, explore: bool = False) -> Array:
         """`obs (B, H * frame)`, `keys (B,)` -> `(B, Te * Da)`; `base` is read only if some steps are tuned."""
-        seen, noise = to_obs(bundle, obs), self.policy.row_noise(keys)
+        return to_chunk(bundle, self.chunk(bundle, base, obs, self.policy.row_noise(keys), explore))
+
+    def chunk(self, bundle: Bundle, base: Any, obs: Array, noise: Any, explore: bool = False) -> Array:
+        """As `act`, with `noise` of the policy's `row_noise`: normalised actions `(B, Te, Da)`."""
+        seen = to_obs(bundle, obs)
         if self.tuned_steps:
             chunk, _ = self.policy.sample_split(base, bundle.weights, self.tuned_steps, seen, noise, explore)
         else:
             chunk = self.policy.sample_rows(bundle.weights, seen, noise, explore)
-        return to_chunk(bundle, chunk[:, : self.config.executed])
+        return chunk[:, : self.config.executed]
+
+    # What an exported network is (`rdp_jax.export`), of every class that acts.
+
+    @property
+    def draws(self) -> dict[str, tuple[int, ...]]:
+        """Standard normal inputs of `act_on` beside the observation: name -> shape of one row."""
+        drawn: dict[str, tuple[int, ...]] = self.policy.draws
+        return drawn
+
+    def drawn(self, keys: Array) -> tuple[Array, ...]:
+        """What `act` draws from `keys (B,)`, as `act_on` wants it."""
+        found: tuple[Array, ...] = self.policy.row_draws(keys)
+        return found
+
+    def act_on(self, bundle: Bundle, base: Any, obs: Array, *drawn: Array) -> Array:
+        """As `act` without exploration, of standard normal `drawn (B, ...)` as `draws` names them."""
+        return to_chunk(bundle, self.chunk(bundle, base, obs, self.policy.row_noise_of(obs.shape[0], *drawn)))
 
 
 @dataclasses.dataclass(frozen=True)

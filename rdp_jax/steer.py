@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 
 from rdp_jax.algos.dsrl import BasePolicy, DSRLConfig, Networks, to_noise
+from rdp_jax.callback import on_host
 from rdp_jax.config import ConfigError
 from rdp_jax.diffusion.policy import DiffusionPolicy
 from rdp_jax.nets import build
@@ -86,9 +87,9 @@ class FunctionBase:
         shape = jax.ShapeDtypeStruct((obs.shape[0], self.chunk_dim), jnp.float32)
 
         def call(obs, noise):
-            return np.asarray(self.function(np.asarray(obs), np.asarray(noise)), np.float32) / self.scale
+            return np.asarray(self.function(obs, noise), np.float32) / self.scale
 
-        return jax.pure_callback(call, shape, obs, noise)
+        return on_host(call, shape, obs, noise)
 
     def to_env(self, params: Any, chunk: Array) -> Array:
         """Undoes the scale."""
@@ -118,6 +119,15 @@ class NoiseActor:
         del explore
         noise = self.choose(params, self.base.see(bundle, obs), keys)
         return self.base.to_env(bundle, self.base.sample(bundle, obs, noise))
+
+    @property
+    def draws(self) -> dict[str, tuple[int, ...]]:
+        """See `rdp_jax.planner.Actor.draws`; the noise is chosen, not drawn."""
+        return {}
+
+    def act_on(self, bundle: Bundle, params: Any, obs: Array) -> Array:
+        """See `rdp_jax.planner.Actor.act_on`; for choices that draw nothing, as a learned one's mean does."""
+        return self.act(bundle, params, obs, jnp.broadcast_to(jax.random.key(0), obs.shape[:1]))
 
 
 @struct.dataclass

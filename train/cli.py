@@ -125,6 +125,12 @@ COMMANDS = (
         "train.play:run_play",
     ),
     Command(
+        "export",
+        "ONNX files of a planner and its controller, with a manifest of their inputs and outputs.",
+        "train.task_args:ExportArgs",
+        "train.export:run_export",
+    ),
+    Command(
         "reproduce",
         "A table of the papers, ours beside theirs.",
         "train.args:ReproduceArgs",
@@ -315,6 +321,7 @@ def _input_errors() -> tuple[type[BaseException], ...]:
         ("rdp_jax.runs", "RunError"),
         ("rdp_jax.checkpoint", "CheckpointError"),
         ("rdp_jax.data.episodes", "DataError"),
+        ("rdp_jax.export.convert", "Unsupported"),
     )
     found = [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]
     files = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, json.JSONDecodeError)

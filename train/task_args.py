@@ -137,6 +137,27 @@ class EvalArgs(Sampling, TaskFlags):
         return found
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportArgs(TaskFlags):
+    """Write the networks of a run, or of what is shipped, as ONNX files with a manifest of their inputs and outputs.
+
+    `--start-range` and `--physics-dt` are about the trials; without `--out` a new directory under `runs` is made.
+    """
+
+    run: Path | None = said(
+        None,
+        "run directory (its controller, steering or correction included) or planner file; left out: what is shipped",
+    )
+    which: str = chosen("finetuned", ("pretrained", "finetuned"), "of what is shipped")
+    batch: int = ranged(1, 1, 4096, "rows of every input")
+    trials: int = ranged(0, 0, 10**6, "episodes played by the exported planner and by the original, on the same starts")
+
+    def resolved(self) -> ExportArgs:
+        """With the run's own controller."""
+        found: ExportArgs = with_own_controller(self)
+        return found
+
+
 PLANNER_PRESET = chosen(
     "cpu", ("cpu", "gpu", "gym"), "defaults of all other flags; gym: as DPPO published for gym tasks"
 )

@@ -8,13 +8,9 @@ import jax
 import numpy as np
 
 from envs.physics import ffi
+from rdp_jax.callback import on_host
 
 Array = jax.Array
-
-# `jax.pure_callback` copies each argument to a JAX array first.  Up to 100 kB it does so at once; a larger one is queued
-# to the very thread pool whose threads may all be inside callbacks, waiting for their arguments: a deadlock (seen with
-# four virtual devices and 4096 lanes on each, and to be expected on one core).  So arguments go in pieces.
-PIECE_BYTES = 64 << 10
 
 
 def batched_callback(
@@ -40,10 +36,7 @@ def batched_callback(
         out = jax.ShapeDtypeStruct((len(flat), width), flat.dtype)
         if name is not None and jax.default_backend() == ffi.PLATFORM and ffi.register(name, host):
             return jax.ffi.ffi_call(name, out)(flat).reshape(*packed.shape[:-1], width)
-        lanes = max(1, PIECE_BYTES // max(1, flat.shape[1] * flat.dtype.itemsize))
-        pieces = [flat[i : i + lanes] for i in range(0, len(flat), lanes)]
-        result = jax.pure_callback(lambda *rows: host(np.concatenate([np.asarray(r) for r in rows])), out, *pieces)
-        return result.reshape(*packed.shape[:-1], width)
+        return on_host(host, out, flat).reshape(*packed.shape[:-1], width)
 
     @call.def_vmap
     def _(axis_size, in_batched, packed):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rdp_jax.algos import ppo
-from rdp_jax.planner import Actor, Bundle, Planner, to_chunk, to_obs
+from rdp_jax.planner import Actor, Bundle, Planner, to_chunk
 from rdp_jax.types import Stepped, VectorEnv
 
 Array = jax.Array
@@ -54,13 +54,7 @@ class Plan:
 
     def chunk(self, bundle: Bundle, base: Any, obs: Array, keys: Array) -> Array:
         """Raw `obs (B, Do)`, `keys (B,)` -> `(B, Te, Da)`."""
-        policy, seen = self.actor.policy, to_obs(bundle, obs)
-        noise = policy.row_noise(keys)
-        if self.actor.tuned_steps:
-            chunk, _ = policy.sample_split(base, bundle.weights, self.actor.tuned_steps, seen, noise, False)
-        else:
-            chunk = policy.sample_rows(bundle.weights, seen, noise, False)
-        return chunk[:, : self.executed]
+        return self.actor.chunk(bundle, base, obs, self.actor.policy.row_noise(keys))
 
     def corrected(self, bundle: Bundle, chunk: Array, action: Array, scale: Array) -> Array:
         """Chunk `(B, Te, Da)` and correction `(B, Da)` -> the environment's action."""
@@ -120,8 +114,25 @@ class ResidualActor:
     def act(self, bundle: Bundle, params: Any, obs: Array, keys: Array, explore: bool = False) -> Array:
         """`obs (B, H * frame)`, `keys (B,)` -> `(B, Te * Da)`."""
         del explore
-        base, weights, scale = params
-        chunk = self.plan.chunk(bundle, base, obs, keys)
+        return self._correct(bundle, params, obs, self.plan.chunk(bundle, params[0], obs, keys))
+
+    @property
+    def draws(self) -> dict[str, tuple[int, ...]]:
+        """See `rdp_jax.planner.Actor.draws`."""
+        return self.plan.actor.draws
+
+    def drawn(self, keys: Array) -> tuple[Array, ...]:
+        """See `rdp_jax.planner.Actor.drawn`."""
+        return self.plan.actor.drawn(keys)
+
+    def act_on(self, bundle: Bundle, params: Any, obs: Array, *drawn: Array) -> Array:
+        """See `rdp_jax.planner.Actor.act_on`."""
+        actor = self.plan.actor
+        noise = actor.policy.row_noise_of(obs.shape[0], *drawn)
+        return self._correct(bundle, params, obs, actor.chunk(bundle, params[0], obs, noise))
+
+    def _correct(self, bundle: Bundle, params: Any, obs: Array, chunk: Array) -> Array:
+        _, weights, scale = params
         seen = jnp.concatenate([obs, chunk.reshape(chunk.shape[0], -1)], axis=-1)
         action = ppo.policy({"actor": weights["actor"]}, {"actor": weights["normalizer"]}, {"actor": seen})
         return self.plan.corrected(bundle, chunk, action, scale)

@@ -65,6 +65,15 @@ class GaussianPolicy:
         """Standard normal `(B, Ta, Da)`, one row per key."""
         return jax.vmap(lambda key: jax.random.normal(key, self.shape))(keys)
 
+    @property
+    def draws(self) -> dict[str, tuple[int, ...]]:
+        """As of `DiffusionPolicy`: without exploration nothing is."""
+        return {}
+
+    def row_noise_of(self, rows: int) -> Array:
+        """As `row_noise`, where it has no effect."""
+        return jnp.zeros((rows, *self.shape))
+
     def sample(self, params: Any, obs: Array, key: Array, explore: bool = False) -> Array:
         """Chunks `(B, Ta, Da)`; the mean unless exploring."""
         mean = self.mean(params, obs)

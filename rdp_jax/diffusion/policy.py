@@ -83,8 +83,13 @@ class DiffusionPolicy:
 
     def noise(self, key: Array, rows: int) -> tuple[Array, Array]:
         """First sample `(B, Ta, Da)`, normal with std `first_std`, and standard normal step noise `(S, B, Ta, Da)`."""
+        x, rest = self._standard(key, rows)
+        return self.config.first_std * x, rest
+
+    def _standard(self, key: Array, rows: int) -> tuple[Array, Array]:
+        """As `noise`, both standard normal."""
         first, rest = jax.random.split(key)
-        x = self.config.first_std * jax.random.normal(first, (rows, *self.shape))
+        x = jax.random.normal(first, (rows, *self.shape))
         return x, jax.random.normal(rest, (self.config.visited, rows, *self.shape))
 
     def sample(self, params: Any, obs: Array, key: Array, explore: bool = False) -> Array:
@@ -96,6 +101,23 @@ class DiffusionPolicy:
         """As `noise`, row `i` drawn from `keys[i]` alone: the same row on any number of devices."""
         x, noise = jax.vmap(lambda key: self.noise(key, 1))(keys)
         return x[:, 0], jnp.moveaxis(noise[:, :, 0], 0, 1)
+
+    @property
+    def draws(self) -> dict[str, tuple[int, ...]]:
+        """What a chunk without exploration is drawn from, standard normal: name -> shape of one row."""
+        later = {"step_noise": (self.config.visited, *self.shape)} if self.evaluating.std.any() else {}
+        return {"noise": self.shape, **later}
+
+    def row_draws(self, keys: Array) -> tuple[Array, ...]:
+        """What `draws` names, `(B, ...)`, drawn as `row_noise` draws it."""
+        x, steps = jax.vmap(lambda key: self._standard(key, 1))(keys)
+        return (x[:, 0], steps[:, :, 0])[: len(self.draws)]
+
+    def row_noise_of(self, rows: int, noise: Array, step_noise: Array | None = None) -> tuple[Array, Array]:
+        """As `row_noise`, of what `draws` names: `noise (B, Ta, Da)`, and `step_noise (B, S, Ta, Da)` where that is drawn."""
+        if step_noise is None:
+            return self.config.first_std * noise, jnp.zeros((self.config.visited, rows, *self.shape))
+        return self.config.first_std * noise, jnp.moveaxis(step_noise, 0, 1)
 
     def sample_rows(self, params: Any, obs: Array, noise: tuple[Array, Array], explore: bool = False) -> Array:
         """As `sample`, with `noise` of `row_noise`."""
