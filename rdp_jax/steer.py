@@ -156,11 +156,11 @@ def choose_fixed(params: Fixed, seen: Array, keys: Array) -> Array:
 
 
 def learned(config: DSRLConfig, base: BasePolicy, critic_dim: int, stochastic: bool = False) -> Choose:
-    """The actor of DSRL; its parameters are `LearnerState.params["actor"]`."""
+    """The actor of DSRL; its parameters are those of `rdp_jax.algos.dsrl.acting`."""
     nets = Networks(config, base, critic_dim)
 
     def choose(params: Any, seen: Array, keys: Array) -> Array:
         noise = jax.vmap(lambda k: jax.random.normal(k, (nets.n,)))(keys) if stochastic else None
-        return to_noise(config, base, nets.act(params, seen, noise)[0])
+        return to_noise(config, base, nets.act(params, seen, noise, params.get("share", 1.0))[0])
 
     return choose

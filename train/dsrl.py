@@ -109,7 +109,7 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     config, executed = args.dsrl, planner.config.executed
     vector = AutoReset(Chunked(stage.env, executed))  # type: ignore[arg-type]
     state = dsrl.init(jax.random.key(args.seed), config, base, planner.bundle, vector, stage.params, mesh)
-    untrained = jax.device_get(state.params["actor"])
+    untrained = jax.device_get(dsrl.acting(config, state))
     state = attempt.restored(state)
     update = dsrl.Update(config, base, vector, executed, mesh)
     jury = Jury(stage, args, planner, steer.learned(config, base, stage.env.spec.obs_dims["critic"]))
@@ -117,13 +117,13 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     best = Best(args, untrained)
 
     def evaluate(state):
-        params = jax.device_get(state.params["actor"])
+        params = jax.device_get(dsrl.acting(config, state))
         return best.offer(int(state.iteration), jury.judge(jury.learned, params, best.seed), params)
 
     pace = Pace.of(config, stage.env.spec, executed)
     result, to_90 = learn("dsrl", args, attempt.run, update, state, stage.params, pace, note, evaluate)
     state = result.state
-    kept, actor = best.choose(int(state.iteration), state.params["actor"])
+    kept, actor = best.choose(int(state.iteration), dsrl.acting(config, state))
     identical = all(
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.base), jax.tree.leaves(planner.bundle), strict=True)
     )

@@ -71,6 +71,14 @@ class DSRLConfig:
     capacity: int = ranged(100_000, 1, 10**8, "chunks that the replay buffer holds, over all devices")
     # The released NA code ignores this and takes 1.
     noise_bound: float = ranged(1.5, 1e-3, 100.0, "bound b of each number of the noise")
+    # An actor that may go anywhere goes where its critic errs most; one that starts close to no noise meets what it is told.
+    widening: int = ranged(
+        0,
+        0,
+        10**6,
+        "iterations, from the actor's first on, over which its box grows to the bound; 0: it has it at once",
+    )
+    widen_from: float = ranged(0.5, 1e-3, 1.0, "share of the bound that a widening box begins with")
     noise: str = chosen(
         "auto",
         ("auto", "full", "repeated"),
@@ -185,6 +193,20 @@ def noise_dim(config: DSRLConfig, policy: BasePolicy) -> int:
     return action_dim if config.repeats else horizon * action_dim
 
 
+def share(config: DSRLConfig, iteration: Array | int) -> Array:
+    """`()` half-width of the box within which the actor moves in this iteration; 1 is the bound."""
+    if not config.widening:
+        return jnp.float32(1.0)
+    grown = (iteration - config.warmup - config.critic_warmup) / config.widening
+    return config.widen_from + (1.0 - config.widen_from) * jnp.clip(jnp.float32(grown), 0.0, 1.0)
+
+
+def acting(config: DSRLConfig, state: LearnerState) -> Any:
+    """The actor outside its learner: its parameters, with the width of its box (`share`) where that changes."""
+    actor = state.params["actor"]
+    return {**actor, "share": share(config, state.iteration)} if config.widening else actor
+
+
 def to_noise(config: DSRLConfig, policy: BasePolicy, u: Array) -> Array:
     """Box `u (B, n)` -> noise `(B, Ta, Da)`."""
     w = config.noise_bound * u
@@ -216,10 +238,11 @@ class Networks:
             found["values"] = self.values.init(kv, critic, jnp.zeros((1, self.policy.chunk_dim)))["params"]
         return found
 
-    def act(self, actor: Any, seen: Array, noise: Array | None) -> tuple[Array, Array]:
-        """`u (B, n)` and its log-density `(B,)`; without `noise` the middle of the distribution."""
+    def act(self, actor: Any, seen: Array, noise: Array | None, share: Any = 1.0) -> tuple[Array, Array]:
+        """`u (B, n)` within +-`share`, and its log-density `(B,)` in the box so wide; without `noise` the middle of it."""
         mean, log_std = self.actor.apply({"params": actor}, seen)
-        return squash(mean, log_std, jnp.zeros_like(mean) if noise is None else noise)
+        u, log_prob = squash(mean, log_std, jnp.zeros_like(mean) if noise is None else noise)
+        return share * u, log_prob
 
     def value(self, params: Any, obs: Array, action: Array) -> Array:
         """`(heads, B)`."""
@@ -345,11 +368,11 @@ class Update(Iteration):
         indices = parallel.local_indices(config.num_envs, self.mesh)
         env_keys = parallel.fold_each(noise_key, indices)
         draw = jax.vmap(lambda k: jax.random.normal(k, (config.unroll_length, self.nets.n)), out_axes=1)
-        warming = state.iteration < config.warmup
+        warming, width = state.iteration < config.warmup, share(config, state.iteration)
 
         def act(obs, noise):
             seen = self.policy.see(state.base, obs["actor"])
-            steered, _ = self.nets.act(state.params["actor"], seen, noise)
+            steered, _ = self.nets.act(state.params["actor"], seen, noise, width)
             u = jnp.where(warming, noise / config.noise_bound, steered)
             chunk = self.policy.sample(state.base, obs["actor"], to_noise(config, self.policy, u))
             return self.policy.to_env(state.base, chunk), (u, chunk)
@@ -441,9 +464,9 @@ class Update(Iteration):
         rows = batch.reward.shape[0]
         seen, seen_next = policy.see(state.base, batch.actor_obs), policy.see(state.base, batch.next_actor_obs)
         noise, next_noise = (jax.random.normal(k, (rows, nets.n)) for k in (now_key, next_key))
-        alpha = jnp.exp(params["alpha"])
+        alpha, width = jnp.exp(params["alpha"]), share(config, state.iteration)
 
-        u_next, log_next = nets.act(params["actor"], seen_next, next_noise)
+        u_next, log_next = nets.act(params["actor"], seen_next, next_noise, width)
         if config.variant == "na":
             chunk_next = policy.sample(state.base, batch.next_actor_obs, to_noise(config, policy, u_next))
             following = nets.reduced(nets.value(target, batch.next_critic_obs, chunk_next))
@@ -464,7 +487,7 @@ class Update(Iteration):
         (critic, values), grads = jax.value_and_grad(critic_loss, has_aux=True)(params[name])
 
         def actor_loss(p):
-            u, log_prob = nets.act(p, seen, noise)
+            u, log_prob = nets.act(p, seen, noise, width)
             worth = nets.reduced(nets.value(params["noise_values"], batch.critic_obs, u))
             return (alpha * log_prob - worth).mean(), log_prob
 

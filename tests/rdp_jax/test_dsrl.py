@@ -13,7 +13,7 @@ from rdp_jax import parallel, replay
 from rdp_jax.algos import dsrl
 from rdp_jax.config import ConfigError
 from rdp_jax.nets.squashed import squash
-from rdp_jax.steer import FunctionBase
+from rdp_jax.steer import FunctionBase, learned
 
 GAIN, BOUND = 0.5, 1.5
 CONFIG = dsrl.DSRLConfig(
@@ -81,9 +81,9 @@ def make(config, policy=None, mesh=None):
     return state, dsrl.Update(config, policy, env, mesh=mesh)
 
 
-@pytest.mark.parametrize("variant", ["na", "sac"])
-def test_the_best_noise_is_found(variant):
-    config = dataclasses.replace(CONFIG, variant=variant)
+@pytest.mark.parametrize(("variant", "widening"), [("na", 0), ("sac", 0), ("na", 10)])
+def test_the_best_noise_is_found(variant, widening):
+    config = dataclasses.replace(CONFIG, variant=variant, widening=widening)
     state, update = make(config)
     rewards = []
     for _ in range(60):
@@ -111,6 +111,28 @@ def test_nobody_moves_before_it_is_time():
         assert learned == (i >= CONFIG.warmup)
     state, _ = update(state, jnp.float32(0.0))
     assert not np.array_equal(jax.device_get(state.params["alpha"]), first["alpha"])
+
+
+def test_the_box_widens_as_the_critics_learn():
+    config = dataclasses.replace(CONFIG, widening=10, widen_from=0.2, updates=2, distillations=2)
+    begin = config.warmup + config.critic_warmup
+    widths = [float(dsrl.share(config, i)) for i in (0, begin, begin + 5, begin + 10, begin + 99)]
+    np.testing.assert_allclose(widths, [0.2, 0.2, 0.6, 1.0, 1.0], atol=1e-6)
+    assert float(dsrl.share(CONFIG, 0)) == 1.0
+    state, update = make(config)
+    used = []
+    for i in range(begin + 12):
+        state, _ = update(state, jnp.float32(0.0))
+        latest = jax.device_get(state.buffer.rows.u)[64 * i : 64 * (i + 1)]
+        used.append(np.abs(latest).max() / float(dsrl.share(config, i)))
+    steered = np.array(used[config.warmup :])
+    assert steered.max() <= 1.0 and steered.min() > 0.3  # all of the box is in reach, from the first to the last
+    # What is judged has the width of its iteration.
+    choose, obs = learned(config, Linear(), 2), jax.random.uniform(jax.random.key(9), (256, 2), minval=-1.0)
+    keys = jax.random.split(jax.random.key(0), 256)
+    wide, narrow = (dsrl.acting(config, state.replace(iteration=jnp.int32(i))) for i in (begin + 10, 0))
+    np.testing.assert_allclose(choose(narrow, obs, keys), 0.2 * choose(wide, obs, keys), rtol=1e-5)
+    assert "share" not in dsrl.acting(CONFIG, make(CONFIG)[0])
 
 
 class Endless(Bandit):
