@@ -394,12 +394,16 @@ def _split(graph: Graph, eqn: Any, inputs: list[Any]) -> list[Known]:
 def _scan(graph: Graph, eqn: Any, inputs: list[Any]) -> list[Known]:
     """Unrolled: denoising steps and cells of a recurrent network are few."""
     p = eqn.params
-    fixed, carried, length = p["num_consts"], p["num_carry"], p["length"]
+    # Told by their shapes, as versions of JAX differ in how they say it: rows have an axis more outside of the body than inside.
+    body = p["jaxpr"]
+    carried = sum(out.aval.ndim == aval.ndim for out, aval in zip(eqn.outvars, body.out_avals, strict=True))
+    fed = sum(var.aval.ndim != aval.ndim for var, aval in zip(eqn.invars, body.in_avals, strict=True))
+    fixed, length = len(inputs) - carried - fed, p["length"]
     constants, carry, rows = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
     stacked: list[list[Known]] = []
     for step in range(length):
         i = length - 1 - step if p["reverse"] else step
-        out = _run(graph, p["jaxpr"], [*constants, *carry, *(_row(graph, x, i) for x in rows)])
+        out = _run(graph, body, [*constants, *carry, *(_row(graph, x, i) for x in rows)])
         carry, made = out[:carried], out[carried:]
         stacked.append(made)
     if p["reverse"]:
