@@ -133,6 +133,9 @@ def success(s: Settings) -> list[Step]:
         _learn(s, "finetune", "residual", "--algo", "residual", *start, *QUIET, row="DiT, residual"),
         dppo,
         dataclasses.replace(dppo, row="DiT, quieter first sample, nothing learned", metric="success_rate_untrained"),
+        _eval(
+            s, "no-noise", "--run", start[1], "--first-std", "0", row="DiT, first sample without noise, nothing learned"
+        ),
         _learn(s, "refine", "controller", *start, *QUIET, *alone, row="DiT, controller only"),
         _learn(s, "refine", "refine", *start, *QUIET, row="DiT, joint (REFINE-DP)", paper="> 0.90"),
         _learn(s, "dsrl", "na", *start, row="DiT, noise steered (DSRL-NA)"),

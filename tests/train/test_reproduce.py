@@ -162,6 +162,8 @@ def test_every_method_on_a_diffusion_planner_starts_from_the_same_one(task):
     assert passes["start"] < passes["dit"]
     controls = [step for step in steps if step.metric == "success_rate_untrained"]
     assert [step.name for step in controls] == ["dppo"]  # what quieter sampling does by itself
+    silent = next(step for step in steps if step.name == "no-noise")
+    assert "{start}/planner.safetensors" in silent.words and silent.words[silent.words.index("--first-std") + 1] == "0"
 
 
 def test_from_scratch_legs_learn_on_the_ground_of_their_task():
