@@ -111,6 +111,8 @@ class DSRLConfig:
         ("replay", "normal", "box"),
         "noise of the distillation: as executed, or fresh with its chunk denoised",
     )
+    # At 1 the first values are of order one, as large as what a sparse task pays, and outlast the critics' warm-up.
+    value_scale: float = ranged(1.0, 1e-6, 10.0, "scale of the critics' last weights at the start")
     heads: int = ranged(2, 1, 64, "critics of an ensemble")
     reduce: str = chosen("min", ("min", "mean"), "of the ensemble, in targets and actor loss")
     sizes: tuple[int, ...] = ranged((256, 256, 256), 1, 65536, "hidden widths of actor and critics")
@@ -222,7 +224,7 @@ class Networks:
         self.config, self.policy, self.critic_dim = config, policy, critic_dim
         self.n = noise_dim(config, policy)
         self.actor = SquashedActor(config.sizes, self.n, config.init_std)
-        self.values = Values(config.sizes, config.heads)
+        self.values = Values(config.sizes, config.heads, config.value_scale)
 
     def init(self, key: Array, base: Any, obs_dim: int) -> dict[str, Any]:
         """Fresh parameters of all that the variant has, as in `LearnerState`."""

@@ -54,6 +54,7 @@ class Values(nn.Module):
 
     sizes: Sequence[int]
     heads: int = 2
+    last_scale: float = 1.0
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
@@ -61,7 +62,7 @@ class Values(nn.Module):
         ensemble = nn.vmap(
             NormMLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=self.heads
         )
-        return ensemble(self.sizes, 1, name="heads")(jnp.concatenate([obs, action], axis=-1))[..., 0]
+        return ensemble(self.sizes, 1, self.last_scale, name="heads")(jnp.concatenate([obs, action], axis=-1))[..., 0]
 
 
 def squash(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Array]:

@@ -113,6 +113,18 @@ def test_nobody_moves_before_it_is_time():
     assert not np.array_equal(jax.device_get(state.params["alpha"]), first["alpha"])
 
 
+def test_first_values_are_as_small_as_asked():
+    obs, u = jax.random.normal(jax.random.key(0), (64, 2)), jax.random.uniform(jax.random.key(1), (64, 2))
+
+    def first(scale):
+        nets = dsrl.Networks(dataclasses.replace(CONFIG, value_scale=scale), Linear(), 2)
+        params = nets.init(jax.random.key(2), jnp.float32(GAIN), 2)
+        return np.abs(nets.value(params["noise_values"], obs, u)).mean()
+
+    assert first(1.0) > 0.1
+    np.testing.assert_allclose(first(0.01), 0.01 * first(1.0), rtol=1e-4)
+
+
 def test_the_box_widens_as_the_critics_learn():
     config = dataclasses.replace(CONFIG, widening=10, widen_from=0.2, updates=2, distillations=2)
     begin = config.warmup + config.critic_warmup
