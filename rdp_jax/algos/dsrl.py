@@ -111,8 +111,9 @@ class DSRLConfig:
         ("replay", "normal", "box"),
         "noise of the distillation: as executed, or fresh with its chunk denoised",
     )
-    # At 1 the first values are of order one, as large as what a sparse task pays, and outlast the critics' warm-up.
-    value_scale: float = ranged(1.0, 1e-6, 10.0, "scale of the critics' last weights at the start")
+    # At 1, as is usual, the first values are as large as what a sparse task pays; they outlast the critics' warm-up, and the
+    # actor climbs them (docs/dsrl.md).
+    value_scale: float = ranged(0.01, 1e-6, 10.0, "scale of the critics' last weights at the start")
     heads: int = ranged(2, 1, 64, "critics of an ensemble")
     reduce: str = chosen("min", ("min", "mean"), "of the ensemble, in targets and actor loss")
     sizes: tuple[int, ...] = ranged((256, 256, 256), 1, 65536, "hidden widths of actor and critics")
