@@ -437,6 +437,7 @@ class DSRLArgs(Watched, TaskFlags):
                 warmup=20,
                 critic_warmup=20,
                 sizes=(128, 128, 128),
+                value_scale=1.0,  # of dense rewards; what docs/dsrl.md has at length was measured with it
                 time_limit="bootstrap",
             )
             return cls(preset=preset, task="hopper", num_envs=dsrl.num_envs, dsrl=dsrl, trials=80, iterations=600)
