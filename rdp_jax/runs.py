@@ -7,6 +7,7 @@ import json
 import platform
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -54,6 +55,21 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     temporary.replace(path)
+
+
+def new_directory(name: str) -> Path:
+    """A name not taken yet under `runs`."""
+    base = Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
+    names = (base.with_name(f"{base.name}{mark}") for mark in ("", *(f"-{i}" for i in range(2, 100))))
+    return next(found for found in names if not found.exists())
+
+
+def free_directory(out: Path | None, name: str) -> Path:
+    """`out` if nothing is in it, or a `new_directory`; not made yet.  Raises `RunError`: nothing is overwritten."""
+    out = out or new_directory(name)
+    if out.exists() and any(out.iterdir()):
+        raise RunError(f"{out} is not empty; choose another directory")
+    return out
 
 
 class Run:

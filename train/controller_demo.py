@@ -34,7 +34,7 @@ from rdp_jax.algos import ppo
 from rdp_jax.algos.loop import LoopConfig, train
 from rdp_jax.config import validate
 from rdp_jax.nets.mlp import mlp_sizes
-from rdp_jax.runs import RunError, StopSignal, write_json
+from rdp_jax.runs import StopSignal, free_directory, write_json
 from train import controller_report as pieces
 from train import output
 from train.args import ControllerDemoArgs
@@ -450,23 +450,12 @@ def learning_metrics(curves: list[dict[str, Any]], samples: int) -> dict[str, An
     }
 
 
-def _directory(out: Path | None) -> Path:
-    """The directory to write to: a new one, or one found empty.  Raises `RunError`."""
-    if out is None:
-        base = Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-        names = (base.with_name(f"{base.name}{mark}") for mark in ("", *(f"-{i}" for i in range(2, 100))))
-        out = next(name for name in names if not name.exists())
-    elif out.exists() and any(out.iterdir()):
-        raise RunError(f"{out} is not empty; choose another directory")
-    return out
-
-
 def run_demo(args: ControllerDemoArgs) -> dict[str, Any]:
     """The demo; writes `report.html`, `summary.json` and, where it can, `course.mp4`.
 
     Raises `KeyboardInterrupt` when interrupted before there was anything to show.
     """
-    demo = Demo(args, _directory(args.out))
+    demo = Demo(args, free_directory(args.out, "demo"))
     demo.run(
         {
             "compilation": demo.compile,

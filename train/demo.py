@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
 from rdp_jax.algos.joint import Schedule
 from rdp_jax.config import validate
-from rdp_jax.runs import RunError, write_json
+from rdp_jax.runs import free_directory, write_json
 from train.refine import run_refine
 from train.task_args import DemoArgs, RefineArgs
 
 FIRST_STD = 0.5  # of the first sample, see docs/refine.md
 CHUNKS = 16  # per environment and iteration: one that has begun when the time is up is finished, and takes the less time for it
-
-
-def new_directory(name: str) -> Path:
-    """A name not taken yet under `runs`."""
-    base = Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
-    names = (base.with_name(f"{base.name}{mark}") for mark in ("", *(f"-{i}" for i in range(2, 100))))
-    return next(found for found in names if not found.exists())
 
 
 def refine_args(args: DemoArgs, out: Path) -> RefineArgs:
@@ -49,9 +41,7 @@ def refine_args(args: DemoArgs, out: Path) -> RefineArgs:
 
 def run_demo(args: DemoArgs) -> dict[str, Any]:
     """Runs it; the report is `report.html` in the run directory.  Raises `RunError` if `--out` is not empty."""
-    out = args.out or new_directory("demo")
-    if out.exists() and any(out.iterdir()):
-        raise RunError(f"{out} is not empty; choose another directory")
+    out = free_directory(args.out, "demo")
     record = {**run_refine(refine_args(args, out)), "command": "demo"}
     write_json(out / "summary.json", record)
     return record

@@ -17,13 +17,11 @@ from rdp_jax import normalize
 from rdp_jax.callback import on_host
 from rdp_jax.export.convert import convert, need
 from rdp_jax.export.session import Session
-from rdp_jax.normalize import Normalizer
 from rdp_jax.planner import Bundle, Planner
-from rdp_jax.runs import RunError, git_revision, versions, write_json
+from rdp_jax.runs import free_directory, git_revision, versions, write_json
 from train import manifest, output
 from train.actors import find_actor
 from train.controller import act
-from train.demo import new_directory
 from train.task_args import ExportArgs
 from train.tasks import HumanoidStage, check_fits, find_planner, set_up
 
@@ -42,9 +40,7 @@ def run_export(args: ExportArgs) -> dict[str, Any]:
     stage = set_up(args, planner.config.history)
     check_fits(planner, stage.env)
     actor, weights = find_actor(args.run, planner)
-    out = args.out or new_directory("export")
-    if out.exists() and any(out.iterdir()):
-        raise RunError(f"{out} is not empty; choose another directory")
+    out = free_directory(args.out, "export")
     out.mkdir(parents=True, exist_ok=True)
     files = {"planner": _planner(out, args.batch, actor, weights)}
     described: dict[str, Any] = {}
@@ -104,7 +100,7 @@ def _planner(out: Path, batch: int, actor: Any, weights: tuple[Bundle, Any]) -> 
 
 def _part(out: Path, batch: int, part: str, weights: Any, width: int) -> dict[str, Any]:
     """Exports legs or hands; its inputs are compared where it has learned."""
-    seen = Normalizer(**weights["normalizer"]) if isinstance(weights["normalizer"], dict) else weights["normalizer"]
+    seen = weights["normalizer"]
     noise = np.random.default_rng(0).normal(size=(ROWS, width))
     inputs = [np.asarray(seen.mean) + np.asarray(normalize.std(seen)) * noise]
 
@@ -149,8 +145,5 @@ class Exported:
         """`obs (B, H * frame)`, `keys (B,)` -> `(B, Te * Da)`; weights are the file's."""
         del bundle, params, explore
         drawn = self.actor.drawn(keys) if self.actor.draws else ()
-        return on_host(self.session, self.shape(obs.shape[0]), obs, *drawn)
-
-    def shape(self, rows: int) -> jax.ShapeDtypeStruct:
-        """Of what comes out."""
-        return jax.ShapeDtypeStruct((rows, self.config.executed * self.dims.action), jnp.float32)
+        shape = jax.ShapeDtypeStruct((obs.shape[0], self.config.executed * self.dims.action), jnp.float32)
+        return on_host(self.session, shape, obs, *drawn)

@@ -10,10 +10,9 @@ import numpy as np
 
 from envs.tasks.catalog import make_expert
 from rdp_jax.planner import Planner
-from rdp_jax.runs import RunError
+from rdp_jax.runs import free_directory
 from train import output
 from train.actors import find_actor
-from train.demo import new_directory
 from train.learning_report import replay_of
 from train.report import Report
 from train.rollouts import ExpertPlayer, Played
@@ -27,9 +26,7 @@ FPS = 30.0
 def run_play(args: PlayArgs) -> dict[str, Any]:
     """Plays `--trials` episodes and shows some of them.  Raises `RunError` if `--out` is not empty."""
     start = time.monotonic()
-    out = args.out or new_directory("play")
-    if out.exists() and any(out.iterdir()):
-        raise RunError(f"{out} is not empty; choose another directory")
+    out = free_directory(args.out, "play")
     out.mkdir(parents=True, exist_ok=True)
     planner: Planner | None = None
     if args.run is not None or args.which != "expert":

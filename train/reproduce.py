@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from rdp_jax.config import ConfigError
-from rdp_jax.runs import write_json
+from rdp_jax.runs import new_directory, write_json
 from train import output
 from train.args import ReproduceArgs
-from train.demo import new_directory
 from train.names import GYM_TASKS
 from train.recipes import ON_GYM, RECIPES, SHARED, Settings, Step
 

@@ -8,6 +8,7 @@ TensorRT can read it.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,7 @@ class Unsupported(ValueError):
 class Graph:
     """The graph while it grows."""
 
-    def __init__(self) -> None:
-        import onnx
-
+    def __init__(self, onnx: Any) -> None:
         self.onnx = onnx
         self.nodes: list[Any] = []
         self.constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -483,7 +482,7 @@ def convert(
     if path.exists():
         raise FileExistsError(f"{path} exists; exports overwrite nothing")
     onnx = need("onnx")
-    graph = Graph()
+    graph = Graph(onnx)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs.values()]
     closed = jax.make_jaxpr(function)(*shapes)
     if len(closed.out_avals) != 1:
@@ -521,8 +520,6 @@ def convert(
 
 def need(module: str) -> Any:
     """An optional module of the extra `deploy`.  Raises `ConfigError` with what to install."""
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:

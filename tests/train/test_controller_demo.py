@@ -16,7 +16,7 @@ from envs.control.controller import CONTROL_DT, Command
 from envs.control.env import nominal_params
 from envs.t1.model import load_model
 from envs.t1.robot import STAND_ARM_LEFT, Robot
-from rdp_jax.runs import RunError
+from rdp_jax.runs import RunError, free_directory
 from train import cli, controller_report, course
 from train import controller_demo as demo
 from train.args import ControllerDemoArgs
@@ -287,10 +287,10 @@ def test_a_directory_in_use_is_left_alone(quick, tmp_path):
 
 def test_the_default_directory_is_a_new_one(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    first = demo._directory(None)
+    first = free_directory(None, "demo")
     assert first.parent == Path("runs")
     first.mkdir(parents=True)
-    assert demo._directory(None) != first
+    assert free_directory(None, "demo") != first
 
 
 def test_settings_are_checked_before_anything_runs(quick, tmp_path):
