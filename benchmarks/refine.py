@@ -103,7 +103,7 @@ class Constant(dppo.Update):
         """See `dppo.Update.plan`; the chain is zeros."""
         del explore
         action, _ = self.plan_of((), obs["actor"], keys)
-        return action, jnp.zeros((keys.shape[0], self.config.tuned_steps + 1, *self.policy.shape))
+        return action, jnp.zeros((keys.shape[0], self.config.decisions + 1, *self.policy.shape))
 
 
 class Bench:

@@ -9,10 +9,8 @@ the backends disagree.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +21,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from benchmarks.standalone import run_command
 from envs.core import State
 from envs.physics import available
 from envs.physics.base import ModelParams, Physics, PhysicsState
@@ -36,9 +35,8 @@ from envs.tasks.catalog import make_expert
 from envs.tasks.command import HAND_HIGH, HAND_LOW, VELOCITY_HIGH, VELOCITY_LOW
 from envs.tasks.hierarchy import Hierarchy
 from envs.wrappers import AutoReset
-from rdp_jax.config import ConfigError, chosen, ranged
+from rdp_jax.config import chosen, ranged
 from rdp_jax.evaluate import first_episodes
-from rdp_jax.runs import write_json
 from train import cli, output
 from train.names import T1_TASKS
 from train.rollouts import ExpertPlayer
@@ -244,22 +242,7 @@ def run_sanity(args: SanityArgs) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     widen_thread_pool()  # before JAX is first used, for MJX
-    words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args = cli.parse(COMMAND, SanityArgs, words, prog="python -m")
-        with output.stdout_to_stderr() if args.json else contextlib.nullcontext():
-            record = run_sanity(args)
-    except ConfigError as error:
-        print(f"{COMMAND.name}: {error}", file=sys.stderr)
-        return 2
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_json(args.out / "summary.json", record)
-    if args.json:
-        print(json.dumps(record, allow_nan=False), flush=True)
-    else:
-        output.show(record)
-    return 1 if record["metrics"]["broken"] else 0
+    return run_command(COMMAND, SanityArgs, run_sanity, argv, lambda record: bool(record["metrics"]["broken"]))
 
 
 if __name__ == "__main__":

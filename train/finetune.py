@@ -29,7 +29,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     before, env, params = attempt.planner, attempt.stage.env, attempt.stage.params
     config = args.dppo
     if args.algo == "gaussian-ppo":
-        config = dataclasses.replace(config, tuned_steps=1)
+        config = dataclasses.replace(config, tuned_steps=1, quiet_steps=0)
     attempt.begin()
     mesh = parallel.make_mesh()
     vector = AutoReset(Chunked(env, before.config.executed))  # type: ignore[arg-type]

@@ -62,6 +62,14 @@ class DPPOConfig:
     epochs: int = ranged(5, 1, 100, "passes over a rollout")
     minibatches: int = ranged(4, 1, 65536, "minibatches per epoch, each a share of the (chunk, inner step) pairs")
     tuned_steps: int = ranged(10, 1, 1000, "last denoising steps K' that are fine-tuned")
+    # Not in the reference, which has a floor of 0.1 under every step's std.  Where that is too much for the task, the last steps
+    # are so quiet that their scores are nearly all of the gradient and of the KL, and there is nothing in them to learn from.
+    quiet_steps: int = ranged(
+        0,
+        0,
+        999,
+        "last of the fine-tuned steps that are no decisions: they run on the tuned weights and are not scored",
+    )
     gamma: float = ranged(0.99, 0.0, 1.0, "discount per chunk")
     gae_lambda: float = ranged(0.95, 0.0, 1.0, "lambda of GAE, per chunk")
     gamma_denoising: float = ranged(0.99, 0.0, 1.0, "discount of the advantage per inner step before the last")
@@ -111,11 +119,18 @@ class DPPOConfig:
     shuffle_groups: int = ranged(4, 1, 4096, "blocks of environments shuffled apart; a multiple of the device count")
     matmul_precision: str = chosen("highest", ("default", "high", "highest"), "precision of float32 products")
 
+    @property
+    def decisions(self) -> int:
+        """Inner steps that are scored, the first of the fine-tuned ones."""
+        return self.tuned_steps - self.quiet_steps
+
     def check(self) -> None:
         """Fields that must fit each other."""
         if self.num_envs % self.shuffle_groups:
             raise ConfigError("num_envs", self.num_envs, f"a multiple of shuffle_groups={self.shuffle_groups}")
-        pairs = self.unroll_length * self.num_envs // self.shuffle_groups * self.tuned_steps
+        if self.quiet_steps >= self.tuned_steps:
+            raise ConfigError("quiet_steps", self.quiet_steps, f"less than tuned_steps={self.tuned_steps}")
+        pairs = self.unroll_length * self.num_envs // self.shuffle_groups * self.decisions
         if pairs % self.minibatches:
             raise ConfigError("minibatches", self.minibatches, f"a divisor of {pairs} pairs per shuffle group")
         if self.log_prob_min >= self.log_prob_max:
@@ -158,8 +173,8 @@ class LearnerState:
 class Batch:
     """A rollout as the loss reads it, `(N, ...)` outer steps.
 
-    `obs` and `critic_obs` normalised, `chain (N, K' + 1, Ta, Da)`, `advantage` raw, and per inner step `log_prob (N, K')` and
-    `mean (N, K', rows, Da)` of the scored actions at collection.
+    `obs` and `critic_obs` normalised, `chain (N, D + 1, Ta, Da)` up to the last of the D decisions, `advantage` raw, and per
+    decision `log_prob (N, D)` and `mean (N, D, rows, Da)` of the scored actions at collection.
     """
 
     obs: Array
@@ -325,12 +340,12 @@ class Update(Iteration):
         return jax.vmap(lambda t: jax.vmap(lambda k: jax.random.fold_in(k, t))(env_keys))(steps)
 
     def plan(self, state: LearnerState, obs: Mapping[str, Array], keys: Array, explore: bool) -> tuple[Array, Array]:
-        """`keys (B,)` -> the environment's action `(B, Te * Da)` and the chain `(B, K' + 1, Ta, Da)`."""
+        """`keys (B,)` -> the environment's action `(B, Te * Da)` and the chain up to its last decision, `(B, D + 1, Ta, Da)`."""
         seen, noise = to_obs(state.base, obs["actor"]), self.policy.row_noise(keys)
         chunk, chain = self.policy.sample_split(
             state.base.weights, state.params["actor"], self.config.tuned_steps, seen, noise, explore
         )
-        return to_chunk(state.base, chunk[:, : self.executed]), chain
+        return to_chunk(state.base, chunk[:, : self.executed]), chain[:, : self.config.decisions + 1]
 
     def _scale_rewards(self, state: LearnerState, data: Transition) -> tuple[Array, normalize.Normalizer, Array]:
         """Rewards over the running std of the discounted return (rate 0.99), its moments, and that return."""
@@ -382,11 +397,11 @@ class Update(Iteration):
         return batch, info
 
     def _score_all(self, actor: Any, obs: Array, chain: Array) -> tuple[Array, Array]:
-        """Log-densities `(T, B, K')` and means `(T, B, K', rows, Da)` by the loss's own function.
+        """Log-densities `(T, B, D)` and means `(T, B, D, rows, Da)` by the loss's own function.
 
         In blocks of a minibatch's size: another number of rows is another kernel, and the first ratio would be 1 +- 1e-6.
         """
-        lead, inner = obs.shape[:2], self.config.tuned_steps
+        lead, inner = obs.shape[:2], self.config.decisions
         flat_obs, flat_chain = obs.reshape(-1, obs.shape[-1]), chain.reshape(-1, *chain.shape[2:])
         count = flat_obs.shape[0] * inner
         blocks = jnp.arange(count).reshape(self.config.minibatches, -1)
@@ -399,8 +414,8 @@ class Update(Iteration):
         return log_prob.reshape(*lead, inner), mean.reshape(*lead, inner, *mean.shape[2:])
 
     def _pairs(self, obs: Array, chain: Array, index: Array) -> Pairs:
-        """Rows `index = outer * K' + inner` of `obs (N, Do)`, `chain (N, K' + 1, Ta, Da)`."""
-        outer, inner = index // self.config.tuned_steps, index % self.config.tuned_steps
+        """Rows `index = outer * D + inner` of `obs (N, Do)`, `chain (N, D + 1, Ta, Da)`."""
+        outer, inner = jnp.divmod(index, self.config.decisions)
         return Pairs(obs=obs[outer], x=chain[outer, inner], x_next=chain[outer, inner + 1], k=inner)
 
     def _score(self, actor: Any, pairs: Pairs) -> tuple[Array, Array, Array]:
@@ -415,7 +430,7 @@ class Update(Iteration):
         """PPO loss of the pairs `index (n,)`, and what is worth logging about it."""
         config = self.config
         pairs = self._pairs(batch.obs, batch.chain, index)
-        outer, inner = index // config.tuned_steps, pairs.k
+        outer, inner = index // config.decisions, pairs.k
         log_prob, mean, std = self._score(params["actor"], pairs)
         old = batch.log_prob[outer, inner]
         chex.assert_equal_shape([log_prob, old])
@@ -459,7 +474,7 @@ class Update(Iteration):
         config = self.config
         groups = parallel.local_indices(config.shuffle_groups, self.mesh)
         batch = minibatch.to_groups(batch, groups.shape[0])
-        pairs = batch.target.shape[1] * config.tuned_steps
+        pairs = batch.target.shape[1] * config.decisions
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
         warming = state.iteration < config.critic_warmup
 

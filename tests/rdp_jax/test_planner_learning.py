@@ -194,6 +194,30 @@ def test_a_state_is_valued_once_however_many_of_its_steps_are_in_a_minibatch(upd
     assert whole[0] > 0.0
 
 
+def test_quiet_steps_are_run_and_not_scored(planner, vector, updated):
+    """The loss without the quiet steps is that of the others' pairs; the chunk is the same, noise of the quiet steps included."""
+    bundle, _ = planner
+    whole, make, _, _ = updated
+    quiet = dppo.Update(dataclasses.replace(DPPO, quiet_steps=1), whole.policy, vector)
+    assert (whole.config.decisions, quiet.config.decisions) == (4, 3)
+    state, rng = make(), np.random.default_rng(4)
+    obs, keys = {"actor": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)}, jax.random.split(jax.random.key(2), 6)
+    (action, chain), (same, shorter) = (u.plan(state, obs, keys, True) for u in (whole, quiet))
+    np.testing.assert_array_equal(action, same)
+    np.testing.assert_array_equal(chain[:, :4], shorter)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    log_prob, mean = draw(6, 4), draw(6, 4, TE, 2)
+    batch = dppo.Batch(obs["actor"], draw(6, 5), chain, draw(6), draw(6), log_prob, mean)
+    cut = batch.replace(chain=shorter, log_prob=log_prob[:, :3], mean=mean[:, :3])
+    scored = jnp.asarray([4 * outer + inner for outer in range(6) for inner in range(3)])
+    params = {**state.params, "actor": jax.tree.map(lambda w: 1.1 * w, state.params["actor"])}
+    want = jax.grad(lambda p: whole._loss(p, bundle.weights, batch, scored)[0])(params)
+    got = jax.grad(lambda p: quiet._loss(p, bundle.weights, cut, jnp.arange(18))[0])(params)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(got["actor"])) > 1e-3
+
+
 def test_clip_schedule():
     config = dppo.DPPOConfig(clip_base=0.001, clip=0.01, tuned_steps=10)
     want = [0.0010, 0.0012, 0.0015, 0.0018, 0.0023, 0.0030, 0.0040, 0.0054, 0.0073, 0.0100]
@@ -205,6 +229,8 @@ def test_bad_layouts_are_refused(planner, vector):
     policy = make_policy(CONFIG, Dims(4, 2))
     with pytest.raises(ConfigError, match="tuned_steps=9"):
         dppo.Update(dataclasses.replace(DPPO, tuned_steps=9), policy, vector)
+    with pytest.raises(ConfigError, match="quiet_steps=4"):
+        dppo.Update(dataclasses.replace(DPPO, quiet_steps=4), policy, vector)
     with pytest.raises(ConfigError, match="minibatches=7"):
         dppo.Update(dataclasses.replace(DPPO, minibatches=7), policy, vector)
     with pytest.raises(ConfigError, match="executed"):
