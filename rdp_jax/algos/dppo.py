@@ -71,7 +71,9 @@ class DPPOConfig:
         "last of the fine-tuned steps that are no decisions: they run on the tuned weights and are not scored",
     )
     gamma: float = ranged(0.99, 0.0, 1.0, "discount per chunk")
-    gae_lambda: float = ranged(0.95, 0.0, 1.0, "lambda of GAE, per chunk")
+    gae_lambda: float = ranged(0.95, 0.0, 1.0, "lambda of GAE, per chunk: of the advantages")
+    # One in the reference.  A small lambda makes advantages less noisy, and a critic that learns from such returns learns slowly.
+    value_lambda: float = ranged(0.95, 0.0, 1.0, "lambda of the returns that the critic learns, per chunk")
     gamma_denoising: float = ranged(0.99, 0.0, 1.0, "discount of the advantage per inner step before the last")
     clip: float = ranged(0.01, 1e-6, 1.0, "PPO clip of the ratio at the last inner step")
     clip_base: float = ranged(0.01, 1e-6, 1.0, "PPO clip at the noisiest inner step")
@@ -374,9 +376,9 @@ class Update(Iteration):
 
         value, next_value = value_of(data.obs["critic"]), value_of(data.final_obs)
         as_end = data.terminated | data.truncated if config.truncation == "terminal" else data.terminated
-        advantage, target = gae(
-            data.reward, value, next_value, as_end, data.truncated & ~as_end, config.gamma, config.gae_lambda
-        )
+        ends = as_end, data.truncated & ~as_end
+        advantage, _ = gae(data.reward, value, next_value, *ends, config.gamma, config.gae_lambda)
+        _, target = gae(data.reward, value, next_value, *ends, config.gamma, config.value_lambda)
         obs = to_obs(state.base, data.obs["actor"])
         log_prob, mean = self._score_all(state.params["actor"], obs, data.extras)
         batch = Batch(
