@@ -117,7 +117,7 @@ def values(config: dppo.DPPOConfig, seen: Seen, key: Array) -> tuple[np.ndarray,
     half = np.arange(seen.reward.shape[1]) % 2
     value, after = np.zeros_like(seen.reward), np.zeros_like(seen.reward)
     for i in range(FITS):
-        _, target = returns(seen, value, after, config.gamma, config.gae_lambda)
+        _, target = returns(seen, value, after, config.gamma, config.value_lambda)
         for h in (0, 1):
             rows = jnp.asarray(seen.critic[:, half == h].reshape(-1, seen.critic.shape[-1]))
             critic = fit(
