@@ -80,15 +80,15 @@ def test_only_primitive_shapes(model):
     assert not model.geom_contype.any() and not model.geom_conaffinity.any() and model.npair > 0
 
 
-@pytest.mark.parametrize("backend", ["native", "mjx"])
-def test_stands_ten_seconds_at_zero_action(backend):
+@pytest.mark.parametrize("backend, seconds", [("native", 10.0), ("mjx", 4.0)])
+def test_stands_at_zero_action(backend, seconds):
     model = load_model("flat", 0.01) if backend == "mjx" else load_model("flat")  # MJX is slow on a CPU
     robot = Robot.from_model(model)
     physics = make_physics(model, backend)
     ctrl = jnp.asarray(robot.stand_ctrl, jnp.float32)
     state = jax.jit(physics.init)(jnp.asarray(robot.stand_qpos, jnp.float32), jnp.zeros(model.nv))
     step = jax.jit(lambda s: physics.step(s, ctrl, 4))
-    steps = round(10.0 / (4 * model.opt.timestep))
+    steps = round(seconds / (4 * model.opt.timestep))
     height = []
     for _ in range(steps):
         state = step(state)
