@@ -228,8 +228,8 @@ class PretrainArgs(Resumable, TaskFlags):
 def task_dppo(preset: str) -> DPPOConfig:
     """DPPO on the T1 tasks: sparse reward, all five steps tuned, three of them scored.
 
-    The last two have a std of 0.025 and 0.02, the first three of 0.7 to 0.3.  With all five scored a fiftieth of the gradient is
-    signal, without those two, and with a smaller lambda, a tenth (`benchmarks.gradient`, docs/refine.md).
+    The last two have a std of 0.025 and 0.02, the first three of 0.7 to 0.3.  With all five scored and a lambda of 0.95, 0.02 of
+    the gradient is signal; with those three and a lambda of 0.8, 0.12 (`benchmarks.gradient`, docs/refine.md).
     A chunk has 184 scored numbers, and a clip of their mean log-ratio at 0.02 would be one of 3.7 for their sum: with it success
     fell from 0.76 to 0.05 within four iterations, and a fixed rate of 5e-5 is a KL of 2.7 nat in a single step.  So the rate is
     adapted to a KL per iteration (docs/refine.md).
