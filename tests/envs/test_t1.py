@@ -80,7 +80,7 @@ def test_only_primitive_shapes(model):
     assert not model.geom_contype.any() and not model.geom_conaffinity.any() and model.npair > 0
 
 
-@pytest.mark.parametrize("backend, seconds", [("native", 10.0), ("mjx", 4.0)])
+@pytest.mark.parametrize(("backend", "seconds"), [("native", 10.0), ("mjx", 4.0)])
 def test_stands_at_zero_action(backend, seconds):
     model = load_model("flat", 0.01) if backend == "mjx" else load_model("flat")  # MJX is slow on a CPU
     robot = Robot.from_model(model)
