@@ -15,7 +15,7 @@ from rdp_jax.config import ConfigError
 from train.task_args import TaskFlags
 
 TINY_TASKS = {**SCENARIOS["tasks"].settings, "tasks": "pickup", "num_envs": 2, "chunks": 1}
-TINY_REFINE = {**SCENARIOS["refine"].settings, "num_envs": 4, "chunks": 1, "recorded": 4, "minibatches": 3}
+TINY_REFINE = {**SCENARIOS["refine"].settings, "num_envs": 4, "chunks": 1, "recorded": 4, "minibatches": 5}
 SUBSTEPS = 4  # of a controller's tick, at 5 ms
 
 
