@@ -15,6 +15,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,15 +27,18 @@ import optax
 from benchmarks.standalone import run_command
 from envs.chunk import Chunked
 from envs.wrappers import AutoReset
-from rdp_jax import parallel, rollout
+from rdp_jax import parallel
 from rdp_jax.algos import dppo
-from rdp_jax.config import ranged
+from rdp_jax.algos.dppo import DPPOConfig
+from rdp_jax.config import ConfigError, chosen, ranged
 from rdp_jax.diffusion.policy import Pairs
 from rdp_jax.gae import gae
 from rdp_jax.nets.denoiser import ResidualCritic
 from train import cli, output
+from train.args import input_file
 from train.attempt import Attempt
-from train.task_args import FinetuneArgs
+from train.names import T1_TASKS
+from train.task_args import Sampling, TaskFlags, task_dppo
 
 Array = jax.Array
 LAMBDAS = (0.95, 0.8, 0.5, 0.0)
@@ -44,11 +48,24 @@ COMMAND = cli.Command("benchmarks.gradient", "DPPO's gradient.", f"{__name__}:Gr
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GradientArgs(FinetuneArgs):
+class GradientArgs(Sampling, TaskFlags):
     """How much of the gradient that DPPO would take from a planner's rollouts is signal?"""
 
+    task: str = chosen("pickup", T1_TASKS, "task")
+    planner: Path | None = input_file("planner file; left out: the shipped pre-trained one")
+    dppo: DPPOConfig = dataclasses.field(default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)})
     rollouts: int = ranged(8, 1, 1000, "rollouts of an iteration's length")
     chunks: int = ranged(2048, 2, 10**7, "chunks of each group")
+
+    def resolved(self) -> GradientArgs:
+        """These arguments with `dppo.num_envs` equal to `num_envs`."""
+        envs = self.num_envs or self.dppo.num_envs
+        return dataclasses.replace(self, num_envs=envs, dppo=dataclasses.replace(self.dppo, num_envs=envs))
+
+    def check(self) -> None:
+        super().check()
+        if self.num_envs is not None and self.num_envs < GROUPS:
+            raise ConfigError("num_envs", self.num_envs, f"{GROUPS} (groups) or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +90,7 @@ def explore(args: GradientArgs, attempt: Attempt) -> Seen:
 
     @jax.jit
     def once(state, pool):
-        act = lambda obs, keys: update.plan(state, obs, keys, explore=True)  # noqa: E731
-        keys = update.step_keys(update.keys(state)[1])
-        env, episode, data, _ = rollout.collect(vector, act, state.env, state.episode, pool, keys, params)
+        env, episode, data, _ = update._collect(state, params, pool)
         return state.replace(env=env, episode=episode, iteration=state.iteration + 1), data
 
     parts = []
@@ -111,7 +126,7 @@ def fit(sizes: Sequence[int], x: Array, y: Array, key: Array) -> Callable[[Array
     return jax.jit(lambda z: net.apply({"params": params}, z))
 
 
-def values(config: dppo.DPPOConfig, seen: Seen, key: Array) -> tuple[np.ndarray, np.ndarray]:
+def values(config: DPPOConfig, seen: Seen, key: Array) -> tuple[np.ndarray, np.ndarray]:
     """Value of each state and of what came after it, `(T, B)`, by critics of the other half of the environments: `FITS` times
     fitted to lambda-returns over the last critic's values, the first time over none."""
     half = np.arange(seen.reward.shape[1]) % 2
@@ -140,14 +155,14 @@ def returns(
 def share(gradients: np.ndarray) -> tuple[float, float]:
     """Share of what the rows of `gradients (G, P)` have in common in their mean square, and its standard error over the rows."""
     products, count = gradients @ gradients.T, len(gradients)
-    common = (products.sum(1) - np.diag(products)) / (count - 1)
-    return float(common.mean() / np.diag(products).mean()), float(
-        common.std() / np.sqrt(count) / np.diag(products).mean()
-    )
+    squares = np.diag(products)
+    common = (products.sum(1) - squares) / (count - 1) / squares.mean()
+    return float(common.mean()), float(common.std() / np.sqrt(count))
 
 
 def shares(args: GradientArgs, attempt: Attempt, seen: Seen, advantages: dict[float, np.ndarray]) -> dict[str, Any]:
-    """Of every lambda: the shares per step, and of the gradient that DPPO takes with 0, 1, ... of its last steps left out."""
+    """Of every lambda: the shares per step, of the gradient that DPPO takes with 0, 1, ... of its last steps left out, and of the
+    one in which each step's score is weighted by its std."""
     planner, config, rng = attempt.planner, args.dppo, np.random.default_rng(args.seed)
     policy, weights = planner.actor().policy, planner.bundle.weights
     steps, rows = seen.chain.shape[2] - 1, planner.config.executed
@@ -185,6 +200,7 @@ def shares(args: GradientArgs, attempt: Attempt, seen: Seen, advantages: dict[fl
             "steps": [share(stacked[:, k]) for k in range(steps)],
             "norms": [float(np.linalg.norm(stacked[:, k], axis=-1).mean()) for k in range(steps)],
             "without_last": {str(n): share(total) for n, total in kept.items()},
+            "by_std": share(np.einsum("k,gkp->gp", np.asarray(policy.exploring.std)[-steps:], stacked)),
         }
     return table
 
@@ -192,7 +208,7 @@ def shares(args: GradientArgs, attempt: Attempt, seen: Seen, advantages: dict[fl
 def run_gradient(args: GradientArgs) -> dict[str, Any]:
     """Shares of signal, with standard errors, and what they were measured on."""
     start = time.monotonic()
-    attempt = Attempt(dataclasses.replace(args, trials=0), "dppo")
+    attempt = Attempt(args, "dppo")
     seen = explore(args, attempt)
     value, after = values(args.dppo, seen, jax.random.key(args.seed))
     advantages, explained = {}, {}

@@ -32,3 +32,8 @@ def test_values_come_from_the_other_half(monkeypatch):
     advantage, target = gradient.returns(seen, value, value, 0.9, 0.5)
     np.testing.assert_allclose(target, reward, atol=1e-6)
     np.testing.assert_allclose(advantage, reward - value, atol=1e-6)
+
+
+def test_bad_input(capsys):
+    assert gradient.main(["--num-envs", "4", "--dppo.minibatches", "1"]) == 2
+    assert "num_envs=4" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.evaluate import first_episodes
 from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import Actor, Bundle, Dims, PlannerConfig, make_policy
+from rdp_jax.types import Transition
 
 TE, STEPS = 2, 24
 CONFIG = PlannerConfig(
@@ -216,6 +217,23 @@ def test_quiet_steps_are_run_and_not_scored(planner, vector, updated):
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(got["actor"])) > 1e-3
+
+
+def test_the_critic_has_a_lambda_of_its_own(vector, updated):
+    whole, make, _, _ = updated
+    state, rng, shape = make(), np.random.default_rng(5), (24, 4)
+    draw = lambda *tail: jnp.asarray(rng.normal(size=(*shape, *tail)), jnp.float32)  # noqa: E731
+    never = jnp.zeros(shape, bool)
+    obs = {"actor": draw(4), "critic": draw(5)}
+    data = Transition(obs, draw(4), draw(), never, never, draw(5), draw(5, *whole.policy.shape))
+    prepared = []
+    for own in (0.95, 0.0):
+        update = dppo.Update(dataclasses.replace(DPPO, num_envs=4, value_lambda=own), whole.policy, vector)
+        prepared.append(jax.jit(update._prepare)(state, data)[0])
+    one, other = prepared
+    np.testing.assert_array_equal(one.advantage, other.advantage)
+    assert float(jnp.abs(one.target - other.target).max()) > 0.1
+    np.testing.assert_allclose(one.target[-1], other.target[-1], rtol=1e-5)  # where nothing follows
 
 
 def test_clip_schedule():
