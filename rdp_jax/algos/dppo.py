@@ -75,6 +75,10 @@ class DPPOConfig:
     # One in the reference.  A small lambda makes advantages less noisy, and a critic that learns from such returns learns slowly.
     value_lambda: float = ranged(0.95, 0.0, 1.0, "lambda of the returns that the critic learns, per chunk")
     gamma_denoising: float = ranged(0.99, 0.0, 1.0, "discount of the advantage per inner step before the last")
+    # Not in the reference, as `quiet_steps`, and milder: 1 makes the pull on a step's mean as large where noise is small.
+    std_power: float = ranged(
+        0.0, 0.0, 2.0, "weight of an inner step's advantage: its std over the loudest step's, to this power"
+    )
     clip: float = ranged(0.01, 1e-6, 1.0, "PPO clip of the ratio at the last inner step")
     clip_base: float = ranged(0.01, 1e-6, 1.0, "PPO clip at the noisiest inner step")
     clip_rate: float = ranged(3.0, 1e-3, 100.0, "how late the clip grows from clip_base to clip, exponentially")
@@ -441,6 +445,9 @@ class Update(Iteration):
         advantage = (advantage - centre) / (jnp.sqrt(variance) + 1e-8)
         # After normalisation, as in the reference: noisier steps get a weaker signal, not a rescaled one.
         advantage = advantage * config.gamma_denoising ** (config.tuned_steps - 1 - inner).astype(jnp.float32)
+        if config.std_power:
+            loudest = parallel.pmax(jax.lax.stop_gradient(std).max(), self.axis)
+            advantage = advantage * (jax.lax.stop_gradient(std) / loudest) ** config.std_power
         ratio = jnp.exp(jnp.clip(log_prob - old, -MAX_LOG_RATIO, MAX_LOG_RATIO))
         clip = clip_schedule(config)[inner]
         clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)

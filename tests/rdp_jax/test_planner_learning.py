@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from envs.chunk import Chunked
 from envs.toy import Toy, optimal_action, optimal_return
@@ -217,6 +218,31 @@ def test_quiet_steps_are_run_and_not_scored(planner, vector, updated):
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(got["actor"])) > 1e-3
+
+
+def test_a_power_of_the_std_weighs_the_steps(planner, updated, vector):
+    """The gradient is the sum of the steps' own, each over the loudest std to that power."""
+    bundle, _ = planner
+    whole, make, _, _ = updated
+    weighed = dppo.Update(dataclasses.replace(DPPO, std_power=1.0), whole.policy, vector)
+    state, rng, count = make(), np.random.default_rng(6), 6
+    obs, keys = {"actor": jnp.asarray(rng.normal(size=(count, 4)), jnp.float32)}, jax.random.split(jax.random.key(3), 6)
+    _, chain = jax.jit(lambda: whole.plan(state, obs, keys, True))()
+    advantage = jnp.asarray(rng.normal(size=count), jnp.float32)
+    scored = jax.jit(whole._score_all)(state.params["actor"], obs["actor"][None], chain[None])
+    log_prob, mean = (x[0] for x in scored)
+    batch = dppo.Batch(obs["actor"], jnp.zeros((count, 5)), chain, advantage, jnp.zeros(count), log_prob, mean)
+
+    def gradient_of(update):
+        loss = lambda p, index: update._loss(p, bundle.weights, batch, index)[0]  # noqa: E731
+        return jax.jit(lambda index: ravel_pytree(jax.grad(loss)(state.params, index)["actor"])[0])
+
+    std = np.asarray(whole.policy.exploring.std)[-4:]
+    plain = gradient_of(whole)
+    each = [plain(4 * jnp.arange(count) + k) / 4 for k in range(4)]
+    want = sum(g * s / std.max() for g, s in zip(each, std, strict=True))
+    np.testing.assert_allclose(gradient_of(weighed)(jnp.arange(4 * count)), want, rtol=1e-3, atol=1e-6)
+    assert np.abs(want - sum(each)).max() > 1e-3
 
 
 def test_the_critic_has_a_lambda_of_its_own(vector, updated):
