@@ -31,7 +31,6 @@ from rdp_jax import normalize, parallel, rollout
 from rdp_jax.algos import dppo, ppo
 from rdp_jax.algos.iteration import Iteration
 from rdp_jax.config import ConfigError, chosen, ranged
-from rdp_jax.nets import mlp
 from rdp_jax.starts import starts_of
 from rdp_jax.types import LayeredEnv, Ticks, Transition, VectorEnv
 
@@ -98,7 +97,7 @@ def part_state(key: Array, config: ppo.PPOConfig, weights: Mapping[str, Any], cr
     """A part's learner with the policy `{"actor", "normalizer"}` and a fresh critic."""
     params = {
         "actor": weights["actor"],
-        "critic": mlp.Critic(config.critic_sizes).init(key, jnp.zeros((1, critic_dim)))["params"],
+        "critic": ppo.critic_of(config).init(key, jnp.zeros((1, critic_dim)))["params"],
     }
     state = ppo.LearnerState(
         params=params,

@@ -50,6 +50,9 @@ class PPOConfig:
     lr_min: float = ranged(1e-4, 1e-8, 1.0, "least learning rate; equal to lr_max for a fixed one")
     lr_max: float = ranged(3e-3, 1e-8, 1.0, "largest learning rate")
     target_kl: float = ranged(0.02, 1e-6, 10.0, "KL per minibatch that the learning rate aims at", "nat")
+    # A small policy rate is no reason for a slow critic, where returns are sparse and small.
+    critic_lr: float = ranged(0.0, 0.0, 1.0, "learning rate of the critic; 0: the policy's")
+    value_scale: float = ranged(1.0, 1e-6, 10.0, "scale of the critic's last weights at the start")
     init_std: float = ranged(0.4, 1e-3, 10.0, "first standard deviation of the policy")
     min_std: float = ranged(0.05, 1e-4, 10.0, "least standard deviation of the policy")
     max_std: float = ranged(2.0, 1e-3, 100.0, "largest standard deviation of the policy")
@@ -143,7 +146,7 @@ def init(key: Array, config: PPOConfig, env: VectorEnv, env_params: Any, mesh: M
         actor = mlp.GaussianActor(env.spec.action_dim, config.actor_sizes, config.init_std)
         params = {
             "actor": actor.init(actor_key, jnp.zeros((1, dims["actor"])))["params"],
-            "critic": mlp.Critic(config.critic_sizes).init(critic_key, jnp.zeros((1, dims["critic"])))["params"],
+            "critic": critic_of(config).init(critic_key, jnp.zeros((1, dims["critic"])))["params"],
         }
         indices = parallel.local_indices(config.num_envs, mesh)
         return parallel.strong(
@@ -161,6 +164,11 @@ def init(key: Array, config: PPOConfig, env: VectorEnv, env_params: Any, mesh: M
         )
 
     return parallel.jit(local, mesh, (P(), P(), P(), P()), state_spec())(actor_key, critic_key, run_key, fresh)
+
+
+def critic_of(config: PPOConfig) -> mlp.Critic:
+    """The critic that `config` describes, to be initialised."""
+    return mlp.Critic(config.critic_sizes, config.value_scale)
 
 
 def policy(params: Mapping, normalizer: Mapping, obs: Mapping[str, Array], key: Array | None = None) -> Array:
@@ -348,7 +356,11 @@ def _learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batch: Bat
         adapted = finite if not config.critic_warmup else finite & ~warming
         lr = jnp.where(adapted, adapt_lr(config, lr, info["policy/kl"]), lr)
         updates, new_opt_state = optax.scale_by_adam().update(grads, opt_state)
-        new_params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
+        rates = {"actor": lr, "critic": config.critic_lr or lr}
+        new_params = {
+            name: jax.tree.map(lambda p, u, rate=rates[name]: p - rate * u, params[name], updates[name])
+            for name in GROUPS
+        }
         new_params["actor"]["log_std"] = jnp.clip(new_params["actor"]["log_std"], low, high)
         if config.critic_warmup:
             new_params["actor"] = guard.choose(warming, params["actor"], new_params["actor"])

@@ -46,14 +46,15 @@ class GaussianActor(nn.Module):
 
 
 class Critic(nn.Module):
-    """State value."""
+    """State value; its last weights are scaled by `last_scale`."""
 
     sizes: Sequence[int] = (256, 128)
+    last_scale: float = 1.0
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:
         """Normalised `(..., Do)` -> `(...)`."""
-        return MLP(self.sizes, 1, name="mlp")(obs)[..., 0]
+        return MLP(self.sizes, 1, self.last_scale, name="mlp")(obs)[..., 0]
 
 
 def mlp_sizes(params: Mapping[str, Any]) -> tuple[int, ...]:

@@ -175,6 +175,26 @@ def test_adaptive_learning_rate(tiny):
     np.testing.assert_allclose([rate(1e-4, 1.0), rate(1e-2, 0.0)], [1e-4, 1e-2], rtol=1e-6)
 
 
+def test_the_critic_has_a_rate_and_a_scale_of_its_own(tiny, tiny_update, tiny_state, env):
+    params, before = env.default_params(), copy(tiny_state.params["critic"])
+    own = ppo.make_update(dataclasses.replace(tiny, critic_lr=0.05), env)
+    (one, _), (other, _) = (update(copy(tiny_state), params) for update in (tiny_update, own))
+    for a, b in zip(jax.tree.leaves(one.params["actor"]), jax.tree.leaves(other.params["actor"]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    moved = [
+        max(
+            float(jnp.abs(a - b).max())
+            for a, b in zip(*map(jax.tree.leaves, (s.params["critic"], before)), strict=True)
+        )
+        for s in (one, other)
+    ]
+    assert moved[1] > 2 * moved[0] > 0
+    small = ppo.critic_of(dataclasses.replace(tiny, value_scale=0.01)).init(jax.random.key(1), jnp.ones((1, 5)))
+    usual = ppo.critic_of(tiny).init(jax.random.key(1), jnp.ones((1, 5)))
+    last = [p["params"]["mlp"]["last"]["kernel"] for p in (small, usual)]
+    np.testing.assert_allclose(100 * last[0], last[1], rtol=1e-5)
+
+
 def test_steps_do_not_overflow(tiny, tiny_state):
     state = tiny_state.replace(iteration=jnp.int32(2**31 - 1))
     assert ppo.env_steps(tiny, state) == (2**31 - 1) * 160
