@@ -75,7 +75,7 @@ class DPPOConfig:
     # One in the reference.  A small lambda makes advantages less noisy, and a critic that learns from such returns learns slowly.
     value_lambda: float = ranged(0.95, 0.0, 1.0, "lambda of the returns that the critic learns, per chunk")
     gamma_denoising: float = ranged(0.99, 0.0, 1.0, "discount of the advantage per inner step before the last")
-    # Not in the reference, as `quiet_steps`, and milder: 1 makes the pull on a step's mean as large where noise is small.
+    # Not in the reference.  Milder than `quiet_steps`: 1 makes the pull on a mean as large where noise is small as elsewhere.
     std_power: float = ranged(
         0.0, 0.0, 2.0, "weight of an inner step's advantage: its std over the loudest step's, to this power"
     )
@@ -94,7 +94,7 @@ class DPPOConfig:
         0.0,
         0.0,
         100.0,
-        "KL per inner step and iteration that the actor's rate is adapted to; 0: a constant rate",
+        "KL per inner step (weighed as by std_power) and iteration that the actor's rate is adapted to; 0: a constant rate",
         "nat",
     )
     critic_lr: float = ranged(1e-3, 0.0, 1.0, "learning rate of the critic")
@@ -445,15 +445,15 @@ class Update(Iteration):
         advantage = (advantage - centre) / (jnp.sqrt(variance) + 1e-8)
         # After normalisation, as in the reference: noisier steps get a weaker signal, not a rescaled one.
         advantage = advantage * config.gamma_denoising ** (config.tuned_steps - 1 - inner).astype(jnp.float32)
-        if config.std_power:
-            loudest = parallel.pmax(jax.lax.stop_gradient(std).max(), self.axis)
-            advantage = advantage * (jax.lax.stop_gradient(std) / loudest) ** config.std_power
+        weight = self._weight(std)
+        advantage = advantage * weight
         ratio = jnp.exp(jnp.clip(log_prob - old, -MAX_LOG_RATIO, MAX_LOG_RATIO))
         clip = clip_schedule(config)[inner]
         clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
         policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
         value_loss = self._value_loss(params["critic"], batch, outer)
-        kl = gaussian_kl(mean - batch.mean[outer, inner], std).sum((1, 2)).mean()
+        kl = (weight * gaussian_kl(mean - batch.mean[outer, inner], std).sum((1, 2))).mean()
+        kl = kl / parallel.pmean(jnp.mean(weight), self.axis)
         total = policy_loss + config.value_coef * value_loss
         info = {
             "loss/policy": policy_loss,
@@ -467,6 +467,11 @@ class Update(Iteration):
             towards = gaussian_kl(mean - anchor, std).mean()
             total, info = total + config.anchor_coef * towards, {**info, "loss/anchor": towards}
         return total, info
+
+    def _weight(self, std: Array) -> Array:
+        """Weights of pairs whose steps have this `std (n,)`: in the loss, and in the KL by which its rate is set."""
+        std = jax.lax.stop_gradient(std)
+        return (std / parallel.pmax(std.max(), self.axis)) ** self.config.std_power
 
     def _value_loss(self, critic: Any, batch: Batch, outer: Array) -> Array:
         """Half the mean squared error of the states `outer (n,)`; where most occur several times, each is valued once."""
