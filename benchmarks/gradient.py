@@ -58,8 +58,8 @@ class GradientArgs(Sampling, TaskFlags):
     chunks: int = ranged(2048, 2, 10**7, "chunks of each group")
 
     def resolved(self) -> GradientArgs:
-        """These arguments with `dppo.num_envs` equal to `num_envs`."""
-        envs = self.num_envs or self.dppo.num_envs
+        """These arguments with `dppo.num_envs` equal to `num_envs`; left out: fine-tuning's (no flag sets the former)."""
+        envs = self.num_envs or task_dppo("cpu").num_envs
         return dataclasses.replace(self, num_envs=envs, dppo=dataclasses.replace(self.dppo, num_envs=envs))
 
     def check(self) -> None:
