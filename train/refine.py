@@ -121,13 +121,12 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     curriculum = Curriculum(args.curriculum, stage, args.start_range, args.out, args.resume)
     update = Recording(curriculum, args.schedule, *learners)
     pace = Pace.of(args.dppo, stage.env.spec, before.config.executed)
-    given = stage.params
     best = Best(args, learned_by(state))
 
     def evaluate(state):
         count, learned = int(state.iteration), jax.device_get(learned_by(state))
-        stage.params = given.replace(controller=learned["controller"])
-        figures = stage.judge(tuned(before, learned["planner"], args.dppo, {}), best.seed, args.trials)
+        with stage.under(learned["controller"]):
+            figures = stage.judge(tuned(before, learned["planner"], args.dppo, {}), best.seed, args.trials)
         return best.offer(count, figures, learned)
 
     result, to_90 = learn("refine", args, attempt.run, update, state, curriculum.at, pace, said, evaluate)
@@ -139,10 +138,9 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
         save(args.out / PLANNER, after)
         for part, weights in learned["controller"].items():
             save_weights(args.out / f"{part}.safetensors", weights, {**metadata, "part": part})
-    stage.params = given
     only = attempt.log.judge("planner alone", after)
-    stage.params = given.replace(controller=learned["controller"])
-    second = attempt.log.judge("after", after)
+    with stage.under(learned["controller"]):
+        second = attempt.log.judge("after", after)
     steps = count * pace.steps
     more = {"planner_alone": only, "start_range": curriculum.scale}
     more |= {"evaluations": on_the_way(args.out), "kept_iteration": kept}

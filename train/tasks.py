@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,6 +90,16 @@ class HumanoidStage:
         params = self.env.default_params(controller)
         start = params.control.world.replace(scale=jnp.float32(args.start_range))
         return params.replace(control=params.control.replace(world=start))
+
+    @contextlib.contextmanager
+    def under(self, controller: Mapping[str, Any]) -> Iterator[None]:
+        """Judgements within are made with this controller, later ones with the one before."""
+        given = self.params
+        self.params = given.replace(controller=controller)
+        try:
+            yield
+        finally:
+            self.params = given
 
     def judge(
         self, planner: Planner, seed: int, trials: int, at_once: int | None = None, explore: bool = False
