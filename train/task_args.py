@@ -226,10 +226,10 @@ class PretrainArgs(Resumable, TaskFlags):
 
 
 def task_dppo(preset: str) -> DPPOConfig:
-    """DPPO on the T1 tasks: sparse reward, all five steps tuned and scored.
+    """DPPO on the T1 tasks: sparse reward, all five steps tuned and scored, each weighed by its std.
 
-    The last two have a std of 0.025 and 0.02, and little of their gradient is signal.  Without them (`quiet_steps=2`) the door is
-    learned faster, and a box in two palms is dropped more often (docs/refine.md).
+    The last two have a std of 0.025 and 0.02, and little of their gradient is signal.  Unweighed they drown the others; without
+    them (`quiet_steps=2`) the door is learned fastest, and a box in two palms is dropped more often (docs/refine.md).
     A chunk has 184 scored numbers, and a clip of their mean log-ratio at 0.02 would be one of 3.7 for their sum: with it success
     fell from 0.76 to 0.05 within four iterations, and a fixed rate of 5e-5 is a KL of 2.7 nat in a single step.  So the rate is
     adapted to a KL per iteration (docs/refine.md).
@@ -238,12 +238,14 @@ def task_dppo(preset: str) -> DPPOConfig:
     common: dict[str, Any] = {
         "tuned_steps": 5,
         "gamma": 0.97,
+        "gae_lambda": 0.8,
         "gamma_denoising": 0.9,
+        "std_power": 1.0,
         "epochs": 4,
         "clip": 0.005,
         "clip_base": 0.005,
         "critic_warmup": 1,
-        "actor_lr": 8e-6,
+        "actor_lr": 1e-5,
         "kl_goal": 0.15,
         "target_kl": 1.0,
         # The reference's clamp of 2 would bind everywhere where the std is 0.02.
