@@ -467,7 +467,7 @@ class DemoArgs(Common):
     """
 
     task: str = chosen("pickup", T1_TASKS, "task")
-    minutes: float = ranged(8.0, 0.1, 1e5, "length of the training, compilation included", "min")
+    minutes: float = ranged(7.5, 0.1, 1e5, "length of the training, compilation included", "min")
     trials: int = ranged(256, 1, 10**7, "episodes of each evaluation")
 
 
