@@ -1,5 +1,7 @@
 """Share of signal in DPPO's gradient: what is in common counts, what is not does not; values come from the other half."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,12 @@ def test_values_come_from_the_other_half(monkeypatch):
     advantage, target = gradient.returns(seen, value, value, 0.9, 0.5)
     np.testing.assert_allclose(target, reward, atol=1e-6)
     np.testing.assert_allclose(advantage, reward - value, atol=1e-6)
+
+
+def test_as_many_environments_as_fine_tuning():
+    """What the command line leaves of a hidden field is the class's own default."""
+    parsed = gradient.GradientArgs(dppo=dataclasses.replace(gradient.task_dppo("cpu"), num_envs=40))
+    assert parsed.resolved().dppo.num_envs == gradient.task_dppo("cpu").num_envs != 40
 
 
 def test_bad_input(capsys):

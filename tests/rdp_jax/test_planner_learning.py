@@ -244,6 +244,14 @@ def test_a_power_of_the_std_weighs_the_steps(planner, updated, vector):
     np.testing.assert_allclose(gradient_of(weighed)(jnp.arange(4 * count)), want, rtol=1e-3, atol=1e-6)
     assert np.abs(want - sum(each)).max() > 1e-3
 
+    # So is the KL by which the rate is set: a mean with these weights.
+    moved = {**state.params, "actor": jax.tree.map(lambda w: 1.1 * w, state.params["actor"])}
+    kl_of = lambda update, index: float(update._loss(moved, bundle.weights, batch, index)[1]["policy/kl"])  # noqa: E731
+    kls = [kl_of(whole, 4 * jnp.arange(count) + k) for k in range(4)]
+    found = kl_of(weighed, jnp.arange(4 * count))
+    np.testing.assert_allclose(found, np.average(kls, weights=std), rtol=1e-4)
+    assert abs(found - np.mean(kls)) > 0.05 * found
+
 
 def test_the_critic_has_a_lambda_of_its_own(vector, updated):
     whole, make, _, _ = updated
