@@ -141,6 +141,8 @@ class DPPOConfig:
             raise ConfigError("minibatches", self.minibatches, f"a divisor of {pairs} pairs per shuffle group")
         if self.log_prob_min >= self.log_prob_max:
             raise ConfigError("log_prob_min", self.log_prob_min, f"less than log_prob_max={self.log_prob_max}")
+        if self.target_kl <= self.kl_goal:
+            raise ConfigError("target_kl", self.target_kl, f"more than kl_goal={self.kl_goal}")
         check_residual("critic_sizes", self.critic_sizes)
 
 

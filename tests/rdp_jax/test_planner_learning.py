@@ -270,6 +270,19 @@ def test_the_critic_has_a_lambda_of_its_own(vector, updated):
     np.testing.assert_allclose(one.target[-1], other.target[-1], rtol=1e-5)  # where nothing follows
 
 
+def test_beyond_the_target_kl_the_actor_rests_and_the_critic_goes_on(vector, updated):
+    whole, make, _, metrics = updated
+    assert float(metrics["policy/resting"]) == 0.0
+    update = dppo.Update(dataclasses.replace(DPPO, target_kl=1e-6), whole.policy, vector)
+    before = jax.device_get(make().params)
+    after, metrics = update(make(), vector.default_params())
+    moved = {name: ravel_pytree(after.params[name])[0] - ravel_pytree(before[name])[0] for name in before}
+    # The KL is zero before the first of the steps, and beyond the limit after it; a first step of Adam is no longer than its rate.
+    assert float(metrics["policy/resting"]) == 1.0 - 1.0 / (DPPO.epochs * DPPO.minibatches)
+    assert 0.5 * DPPO.actor_lr < float(jnp.abs(moved["actor"]).max()) < 1.01 * DPPO.actor_lr
+    assert float(jnp.abs(moved["critic"]).max()) > 2.0 * DPPO.critic_lr
+
+
 def test_clip_schedule():
     config = dppo.DPPOConfig(clip_base=0.001, clip=0.01, tuned_steps=10)
     want = [0.0010, 0.0012, 0.0015, 0.0018, 0.0023, 0.0030, 0.0040, 0.0054, 0.0073, 0.0100]
@@ -285,6 +298,8 @@ def test_bad_layouts_are_refused(planner, vector):
         dppo.Update(dataclasses.replace(DPPO, quiet_steps=4), policy, vector)
     with pytest.raises(ConfigError, match="minibatches=7"):
         dppo.Update(dataclasses.replace(DPPO, minibatches=7), policy, vector)
+    with pytest.raises(ConfigError, match="target_kl"):
+        dppo.Update(dataclasses.replace(DPPO, kl_goal=1.0), policy, vector)
     with pytest.raises(ConfigError, match="executed"):
         dppo.Update(DPPO, policy, AutoReset(Chunked(Toy(STEPS), 3)))
 
