@@ -71,15 +71,28 @@ class Recording(joint.Update):
         return state, {**metrics, "start_range": before, "next_start_range": self.curriculum.scale}
 
 
-def rehearsals(args: RefineArgs, config: ppo.PPOConfig, controller: dict[str, Any]) -> dict[str, tuple]:
-    """Part -> (config, environments, how their parameters follow from the controller) of the controller's first training."""
+def part_config(args: RefineArgs, sizes: tuple[int, ...]) -> ppo.PPOConfig:
+    """PPO of both parts of the controller, whose policies have these hidden widths.
+
+    Rehearsals count as iterations of a part.  The first ones too have no critic yet that anything could be learned from.
+    """
+    warmup = args.controller.critic_warmup * (1 + args.schedule.rehearsals)
+    return dataclasses.replace(args.controller, actor_sizes=sizes, critic_warmup=warmup)
+
+
+def rehearsals(
+    args: RefineArgs, config: ppo.PPOConfig, controller: dict[str, Any], platforms: bool
+) -> dict[str, tuple]:
+    """Part -> (config, environments, how their parameters follow from the controller) of the controller's first training,
+    which was on `platforms` if the task has any."""
     found = {}
     if args.schedule.rehearsals and not (
         args.schedule.variant == "alternate" and not args.schedule.controller_iterations
     ):
         own = dataclasses.replace(config, num_envs=128, unroll_length=32, minibatches=4)
         for part in controller:
-            env = ControlEnv(ControlConfig(part=part, backend=args.backend, physics_dt=0.01), partner=act)
+            scene = "platforms" if platforms and part == "legs" else "flat"
+            env = ControlEnv(ControlConfig(part=part, scene=scene, backend=args.backend, physics_dt=0.01), partner=act)
             found[part] = (own, AutoReset(env), lambda weights, part=part: training_params(weights[OTHER[part]]))
     return found
 
@@ -91,10 +104,10 @@ def begin(
     vector = LayeredAutoReset(Chunked(stage.env, before.config.executed))  # type: ignore[arg-type]
     controller = {part: quieter(weights, args.controller_std) for part, weights in stage.params.controller.items()}
     sizes = {mlp_sizes(weights["actor"]["mlp"]) for weights in controller.values()}
-    config = dataclasses.replace(args.controller, actor_sizes=sizes.pop())
+    config = part_config(args, sizes.pop())
     policy: Any = before.actor().policy
     planner = dppo.init(jax.random.key(args.seed), args.dppo, policy, before.bundle, vector, stage.params, mesh)
-    old = rehearsals(args, config, controller)
+    old = rehearsals(args, config, controller, bool(stage.env.control.scene.platforms))
     key = jax.random.fold_in(jax.random.key(args.seed), 1)
     places = {part: (own, env, params_for(controller)) for part, (own, env, params_for) in old.items()}
     split, whole = stage.env.control.critic_split, stage.env.control.spec.obs_dims["critic"]

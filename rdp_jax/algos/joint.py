@@ -64,7 +64,7 @@ class Schedule:
 
 
 def controller_ppo() -> ppo.PPOConfig:
-    """PPO of a controller that is good already: small steps, and a critic that learns first."""
+    """PPO of a controller that is good already: small steps, inputs scaled as they were, and a critic that learns first."""
     return ppo.PPOConfig(
         epochs=3,
         minibatches=32,
@@ -73,6 +73,7 @@ def controller_ppo() -> ppo.PPOConfig:
         lr_max=3e-4,
         target_kl=0.01,
         critic_warmup=1,
+        frozen_statistics=True,
         entropy_coef=0.0,
         min_std=0.01,
     )

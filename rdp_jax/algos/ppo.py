@@ -59,6 +59,11 @@ class PPOConfig:
     actor_sizes: tuple[int, ...] = ranged((256, 128), 1, 65536, "hidden widths of the policy")
     critic_sizes: tuple[int, ...] = ranged((256, 128), 1, 65536, "hidden widths of the critic")
     critic_warmup: int = ranged(0, 0, 10**6, "first iterations in which the policy stays as it is")
+    # A trained policy is another one under other statistics, and no gradient and no clip sees the difference.
+    frozen_statistics: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "keep the policy's statistics of its observations as they are (the critic's move)"},
+    )
     reset_pool: int = ranged(64, 1, 2**20, "fresh starts per iteration")
     shuffle_groups: int = ranged(4, 1, 4096, "blocks of environments shuffled apart; a multiple of the device count")
     matmul_precision: str = chosen("highest", ("default", "high", "highest"), "precision of float32 products")
@@ -83,7 +88,7 @@ class LearnerState:
     Attributes:
       params: `{"actor", "critic"}` network parameters.
       opt_state: Adam moments.
-      normalizer: group -> `Normalizer`, frozen inside an iteration.
+      normalizer: group -> `Normalizer`; the actor's is frozen inside an iteration, and for good with `frozen_statistics`.
       env: environments, `(B, ...)`, the only part that is sharded, with `episode`.
       episode: running sums of their episodes.
       key: random key of the run, never consumed: iteration `i` folds `i` into it.
@@ -245,12 +250,14 @@ def digest(
     `live (T, B)` bool marks the steps that happened (all of them if left out); the others teach nothing.
     """
     axis = parallel.axis_of(mesh)
+    # Nobody acts on the critic's statistics, so they take a rollout in before it is valued: else the first one would be seen raw.
+    state = _observed(state, data, "critic", axis)
     batch, value_metrics = _prepare(config, axis, state, data, live)
     params, opt_state, lr, skipped, loss_metrics = _learn(config, mesh, state, batch, key)
-    new = state.replace(
+    new = state if config.frozen_statistics else _observed(state, data, "actor", axis)
+    new = new.replace(
         params=params,
         opt_state=opt_state,
-        normalizer={name: normalize.merge(state.normalizer[name], data.obs[name], axis) for name in GROUPS},
         iteration=state.iteration + 1,
         skipped=state.skipped + skipped,
         lr=lr,
@@ -263,6 +270,12 @@ def digest(
         "lr": lr,
     }
     return new, metrics
+
+
+def _observed(state: LearnerState, data: Transition, group: str, axis: str | None) -> LearnerState:
+    """`state` with the rollout in the statistics of one group of observations."""
+    merged = normalize.merge(state.normalizer[group], data.obs[group], axis)
+    return state.replace(normalizer={**state.normalizer, group: merged})
 
 
 def _prepare(

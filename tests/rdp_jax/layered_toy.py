@@ -37,7 +37,15 @@ DPPO = dppo.DPPOConfig(
     reset_pool=16,
 )
 PPO = ppo.PPOConfig(
-    epochs=8, minibatches=4, lr=1e-2, lr_min=1e-3, lr_max=1e-2, target_kl=0.1, actor_sizes=(16,), critic_sizes=(16,)
+    epochs=8,
+    minibatches=4,
+    lr=1e-2,
+    lr_min=1e-3,
+    lr_max=1e-2,
+    target_kl=0.1,
+    actor_sizes=(16,),
+    critic_sizes=(16,),
+    frozen_statistics=True,
 )
 SCHEDULE = joint.Schedule(rounds=1, controller_iterations=1, planner_iterations=1, rehearsals=0)
 RECORDED = 16

@@ -30,6 +30,10 @@ def test_each_phase_moves_its_own_learner_only(made):
         first.parts["x"].params["actor"]["mlp"]["last"]["kernel"],
     )
     jax.tree.map(np.testing.assert_array_equal, second.planner.params, first.planner.params)
+    # Under other statistics of its observations a trained policy would be another one, whatever its weights.
+    frozen, moving = ([state.parts["x"].normalizer[n] for state in (first, second)] for n in ("actor", "critic"))
+    jax.tree.map(np.testing.assert_array_equal, *frozen)
+    assert moving[1].count > moving[0].count
     third, metrics = update(jax.device_put(second), params)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(third).parts["y"].params, second.parts["y"].params)
     moved = jax.tree.map(

@@ -12,6 +12,7 @@ from envs.wrappers import AutoReset
 from rdp_jax import guard, minibatch, parallel
 from rdp_jax.algos import ppo
 from rdp_jax.config import ConfigError
+from rdp_jax.types import Transition
 
 
 def copy(tree):
@@ -127,6 +128,28 @@ def test_normaliser_is_frozen_inside_and_merged_after(tiny, tiny_update, tiny_st
     state, _ = tiny_update(tiny_state, env.default_params())
     assert float(state.normalizer["actor"].count) == tiny.num_envs * tiny.unroll_length
     assert float(state.normalizer["critic"].count) == tiny.num_envs * tiny.unroll_length
+
+
+def test_the_critic_never_sees_raw_observations(tiny, tiny_state):
+    """The first rollout teaches it the same in whatever units it comes."""
+    rng, shape = np.random.default_rng(0), (tiny.unroll_length, tiny.num_envs)
+    seen = jnp.array(rng.normal(size=(*shape, 5)), jnp.float32)
+    data = Transition(
+        obs={"actor": jnp.array(rng.normal(size=(*shape, 4)), jnp.float32), "critic": seen},
+        action=jnp.array(rng.normal(size=(*shape, 2)), jnp.float32),
+        reward=jnp.array(rng.normal(size=shape), jnp.float32),
+        terminated=jnp.zeros(shape, bool),
+        truncated=jnp.zeros(shape, bool),
+        final_obs=seen,
+    )
+    digest = jax.jit(lambda state, data: ppo.digest(tiny, None, state, data, jax.random.key(0))[0].params["critic"])
+    other = data.replace(obs={**data.obs, "critic": 30.0 * seen + 7.0}, final_obs=30.0 * seen + 7.0)
+    first = digest(tiny_state, data)
+    assert any(
+        (np.asarray(a) != b).any() for a, b in zip(*map(numbers, (first, tiny_state.params["critic"])), strict=True)
+    )
+    for a, b in zip(numbers(first), numbers(digest(tiny_state, other)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_update_that_is_not_finite_changes_no_weight(tiny, tiny_update, tiny_state, env):

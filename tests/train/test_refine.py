@@ -9,7 +9,8 @@ from rdp_jax.checkpoint import load_weights
 from rdp_jax.planner import load
 from train.cli import main
 from train.controller import load_part
-from train.refine import quieter
+from train.refine import part_config, quieter, rehearsals
+from train.task_args import RefineArgs
 from train.tasks import shipped
 
 WORDS = ["refine", "--task", "pickup", "--num-envs", "4", "--recorded", "4", "--trials", "2", "--seed", "1"]
@@ -52,3 +53,12 @@ def test_a_quieter_controller_differs_in_its_exploration_only():
     np.testing.assert_allclose(np.exp(found["actor"]["log_std"]), 0.5 * np.exp(given["actor"]["log_std"]), rtol=1e-6)
     assert not differ(found["actor"]["mlp"], given["actor"]["mlp"])
     assert not differ(found["normalizer"], given["normalizer"])
+
+
+def test_parts_rehearse_where_they_were_trained_and_not_before_their_critics_know_anything():
+    args = RefineArgs(task="stairs", backend="native")
+    config = part_config(args, (256, 128))
+    assert config.critic_warmup == 2 and config.frozen_statistics  # an iteration of the controller, and its rehearsal
+    found = rehearsals(args, config, dict.fromkeys(("legs", "hands")), platforms=True)
+    assert {part: env.env.config.scene for part, (_, env, _) in found.items()} == {"legs": "platforms", "hands": "flat"}
+    assert all(own.critic_warmup == 2 and own.frozen_statistics for own, _, _ in found.values())
