@@ -72,6 +72,8 @@ def controller_ppo() -> ppo.PPOConfig:
         lr_min=1e-5,
         lr_max=3e-4,
         target_kl=0.01,
+        critic_lr=1e-3,
+        value_scale=0.01,
         critic_warmup=1,
         frozen_statistics=True,
         entropy_coef=0.0,
