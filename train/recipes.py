@@ -96,10 +96,28 @@ def _collect(s: Settings, episodes: int, *more: str) -> Step:
 
 
 QUIET = ("--first-std", "0.5")
+PACE = {"stairs": ("--dppo.gamma", "0.99", "--dppo.kl-goal", "0.04", "--dppo.actor-lr", "6e-6")}
+"""Where little of the gradient is signal: less of a step, and more of them (docs/refine.md)."""
+LONG = {"stairs": ("--schedule.planner-iterations", "15")}
+"""The same in joint learning, whose schedule has an end."""
+ALONE = ("--schedule.planner-iterations", "0")  # the controller
 # A denoiser's layers must be wider than the chunk (276 numbers), whose noise has to pass through them; in 300 epochs 768 are not
 # enough either (docs/planner.md).
 WIDE_MLP = ("--net", "mlp", "--planner.net.sizes", "768", "768", "768")
 START = ("--planner", "{dit}/planner.safetensors")
+
+
+def _dppo(s: Settings, name: str, *more: str, row: str = "") -> Step:
+    """The planner alone."""
+    return _learn(s, "finetune", name, *more, *QUIET, *PACE.get(s.task, ()), row=row)
+
+
+def _refine(s: Settings, name: str, *more: str, row: str = "", paper: str = "") -> Step:
+    """Planner and controller."""
+    slow = PACE.get(s.task, ())
+    if ALONE[0] not in more:
+        slow = (*slow, *LONG.get(s.task, ()))
+    return _learn(s, "refine", name, *QUIET, *slow, *more, row=row, paper=paper)
 
 
 def imitation(s: Settings) -> list[Step]:
@@ -123,8 +141,7 @@ def success(s: Settings) -> list[Step]:
     few = f"DiT of {PASSES[s.task]} passes: from which the rest starts"
     # As in OU exploration: the noise of an action is most of the last one's.
     ou = ("--algo", "gaussian-ppo", "--planner", "{gaussian}/planner.safetensors", "--explore-correlation", "0.9")
-    alone = ("--schedule.planner-iterations", "0")
-    dppo = _learn(s, "finetune", "dppo", *start, *QUIET, row="DiT, DPPO (planner only)")
+    dppo = _dppo(s, "dppo", *start, row="DiT, DPPO (planner only)")
     return [
         *imitation(s),
         _pretrain(s, "gaussian", "{demos}", 50, "--net", "gaussian-mlp", row="Gaussian MLP, imitation"),
@@ -136,8 +153,8 @@ def success(s: Settings) -> list[Step]:
         _eval(
             s, "no-noise", "--run", start[1], "--first-std", "0", row="DiT, first sample without noise, nothing learned"
         ),
-        _learn(s, "refine", "controller", *start, *QUIET, *alone, row="DiT, controller only"),
-        _learn(s, "refine", "refine", *start, *QUIET, row="DiT, joint (REFINE-DP)", paper="> 0.90"),
+        _refine(s, "controller", *start, *ALONE, row="DiT, controller only"),
+        _refine(s, "refine", *start, row="DiT, joint (REFINE-DP)", paper="> 0.90"),
         _learn(s, "dsrl", "na", *start, row="DiT, noise steered (DSRL-NA)"),
         _learn(s, "dsrl", "sac", "--variant", "sac", *start, row="DiT, noise steered (DSRL-SAC)"),
     ]
@@ -151,19 +168,17 @@ def data(s: Settings) -> list[Step]:
     ]
     papers = {25: "", 1000: "about 0.90"}
     sizes = [dataclasses.replace(step, paper=papers.get(n, "")) for step, n in zip(sizes, DATA_SIZES, strict=True)]
-    tuned = _learn(
-        s, "refine", "refine", *START, *QUIET, row="50 demonstrations + joint fine-tuning", paper="0.95-0.97"
-    )
+    tuned = _refine(s, "refine", *START, row="50 demonstrations + joint fine-tuning", paper="0.95-0.97")
     return [_collect(s, max(DATA_SIZES)), *sizes, tuned]
 
 
 def joint(s: Settings) -> list[Step]:
     """Planner only against joint, from the shipped planner: success, iterations, tracking."""
     runs = [
-        _learn(s, "finetune", "planner-only", *QUIET, row="planner only"),
-        _learn(s, "refine", "alternate", *QUIET, row="joint, alternating"),
-        _learn(s, "refine", "simultaneous", *QUIET, "--schedule.variant", "simultaneous", row="joint, one rollout"),
-        _learn(s, "refine", "controller-only", *QUIET, "--schedule.planner-iterations", "0", row="controller only"),
+        _dppo(s, "planner-only", row="planner only"),
+        _refine(s, "alternate", row="joint, alternating"),
+        _refine(s, "simultaneous", "--schedule.variant", "simultaneous", row="joint, one rollout"),
+        _refine(s, "controller-only", *ALONE, row="controller only"),
     ]
     shown = [
         ("hand_position_error_m_after", "up to -50 %"),
@@ -185,9 +200,9 @@ def ood(s: Settings) -> list[Step]:
     tuned = "{refine}"
     return [
         _eval(s, "before", "--which", "pretrained", *wide, row="imitation", paper="0-0.07"),
-        _learn(s, "refine", "refine", *QUIET),
+        _refine(s, "refine"),
         _eval(s, "after", "--run", tuned, *wide, row="fine-tuned", paper="0.30"),
-        _learn(s, "refine", "curriculum", *QUIET, "--curriculum"),
+        _refine(s, "curriculum", "--curriculum"),
         _eval(
             s,
             "after-curriculum",
@@ -220,7 +235,7 @@ def dsrl(s: Settings) -> list[Step]:
         _learn(s, "finetune", "dppo", *start, row="DPPO"),
     ]
     if not on_gym:
-        learned.append(_learn(s, "finetune", "dppo-quiet", *QUIET, row="DPPO, quieter first sample"))
+        learned.append(_dppo(s, "dppo-quiet", row="DPPO, quieter first sample"))
     controls = {name: row for name, row in CONTROLS.items() if name != "golden_ticket" or not on_gym}
     return [
         *(_medium(s) if on_gym else ()),
@@ -275,7 +290,7 @@ def scratch(s: Settings) -> list[Step]:
         # Of this seed's controller, hence not the shared ones.
         dataclasses.replace(_collect(s, 50, *legs), name="own-demos"),
         _pretrain(s, "dit", "{own-demos}", 50, *legs, row="imitation"),
-        _learn(s, "refine", "refine", *START, *QUIET, *legs, row="joint fine-tuning"),
+        _refine(s, "refine", *START, *legs, row="joint fine-tuning"),
         Step(
             "eval",
             (

@@ -11,14 +11,14 @@ from train.names import GYM_TASKS
 from train.recipes import RECIPES
 
 
-def plan(name, **more):
-    args = ReproduceArgs(name=name, task="hopper" if name == "gym" else "pickup", **more)
+def plan(name, task="pickup", **more):
+    args = ReproduceArgs(name=name, task="hopper" if name == "gym" else task, **more)
     return args, reproduce.steps_of(args, 0)
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
-def test_every_step_parses(name, tmp_path, monkeypatch):
-    _, steps = plan(name)
+@pytest.mark.parametrize(("name", "task"), [*((name, "pickup") for name in sorted(RECIPES)), ("success", "stairs")])
+def test_every_step_parses(name, task, tmp_path):
+    _, steps = plan(name, task)
     folder = tmp_path / "seed-0"
     # Files that earlier steps write.
     for step in steps:
@@ -171,3 +171,15 @@ def test_from_scratch_legs_learn_on_the_ground_of_their_task():
         args = ReproduceArgs(name="scratch", task=task)
         legs = next(step for step in reproduce.steps_of(args, 0) if step.name == "legs")
         assert legs.words[legs.words.index("--scene") + 1] == scene
+
+
+def test_on_the_stairs_the_planner_learns_at_another_pace_and_the_controller_alone_stays_alone():
+    words = {step.name: step.words for step in plan("success", "stairs")[1]}
+    for name in ("dppo", "refine"):
+        assert words[name][words[name].index("--dppo.kl-goal") + 1] == "0.04"
+    assert "--dppo.kl-goal" not in {w for step in plan("success")[1] for w in step.words}
+    iterations = {
+        name: words[name][words[name].index("--schedule.planner-iterations") + 1 :] for name in ("refine", "controller")
+    }
+    assert iterations["refine"][0] == "15" and iterations["controller"][0] == "0"
+    assert words["controller"].count("--schedule.planner-iterations") == 1
