@@ -36,6 +36,7 @@ from rdp_jax.types import LayeredEnv, Ticks, Transition, VectorEnv
 
 Array = jax.Array
 PHASES = ("planner", "controller", "both")
+REHEARSED = ("reward/mean", "value/explained_variance", "policy/kl")  # what is logged of a rehearsal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +201,8 @@ class Update:
         state, metrics = self.phases[phase](state.replace(rehearsal={}), env_params)
         if phase != "planner":
             for _ in range(self.schedule.rehearsals):
-                state, rehearsal = self._rehearse(state, rehearsal)
+                state, rehearsal, learned = self._rehearse(state, rehearsal)
+                metrics = {**metrics, **learned}
         return state.replace(rehearsal=rehearsal), {**metrics, "phase": jnp.float32(PHASES.index(phase))}
 
     def cache_size(self) -> int:
@@ -212,17 +214,20 @@ class Update:
         grouped = x.reshape(self.groups, -1, *x.shape[1:])[:, : self.each]
         return grouped.reshape(-1, *x.shape[1:])
 
-    def _rehearse(self, state: JointState, rehearsal: Mapping[str, Any]) -> tuple[JointState, dict[str, Any]]:
-        parts, places = dict(state.parts), dict(rehearsal)
+    def _rehearse(
+        self, state: JointState, rehearsal: Mapping[str, Any]
+    ) -> tuple[JointState, dict[str, Any], dict[str, Array]]:
+        parts, places, metrics = dict(state.parts), dict(rehearsal), {}
         for name, (update, params_for) in self.rehearse.items():
             controller = controller_of(state.replace(parts=parts))
             # Copied: the update gives its state's buffers away, and the other part may be among its parameters.
             params = jax.tree.map(lambda x: jnp.array(x, copy=True), params_for(controller))
             env, episode = places[name]
-            learner, _ = update(parts[name].replace(env=env, episode=episode), params)
+            learner, seen = update(parts[name].replace(env=env, episode=episode), params)
             places[name] = (learner.env, learner.episode)
             parts[name] = learner.replace(env=(), episode=())
-        return state.replace(parts=parts), places
+            metrics |= {f"{name}/rehearsal/{kind.split('/')[-1]}": seen[kind] for kind in REHEARSED if kind in seen}
+        return state.replace(parts=parts), places, metrics
 
     def keys(self, state: JointState) -> Array:
         """Three keys of this iteration: fresh starts, noise, shuffling.
