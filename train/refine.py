@@ -71,13 +71,7 @@ class Recording(joint.Update):
         return state, {**metrics, "start_range": before, "next_start_range": self.curriculum.scale}
 
 
-def part_config(args: RefineArgs, sizes: tuple[int, ...]) -> ppo.PPOConfig:
-    """PPO of both parts of the controller, whose policies have these hidden widths.
-
-    Rehearsals count as iterations of a part.  The first ones too have no critic yet that anything could be learned from.
-    """
-    warmup = args.controller.critic_warmup * (1 + args.schedule.rehearsals)
-    return dataclasses.replace(args.controller, actor_sizes=sizes, critic_warmup=warmup)
+REHEARSAL_STEPS = 32  # as in `joint.Schedule.rehearsals`
 
 
 def rehearsals(
@@ -89,7 +83,9 @@ def rehearsals(
     if args.schedule.rehearsals and not (
         args.schedule.variant == "alternate" and not args.schedule.controller_iterations
     ):
-        own = dataclasses.replace(config, num_envs=128, unroll_length=32, minibatches=4)
+        # Twice as many environments as are recorded, so that by default a fifth of the samples is rehearsed, on any preset.
+        steps = REHEARSAL_STEPS * args.schedule.rehearsals
+        own = dataclasses.replace(config, num_envs=2 * args.recorded, unroll_length=steps)
         for part in controller:
             scene = "platforms" if platforms and part == "legs" else "flat"
             env = ControlEnv(ControlConfig(part=part, scene=scene, backend=args.backend, physics_dt=0.01), partner=act)
@@ -104,7 +100,8 @@ def begin(
     vector = LayeredAutoReset(Chunked(stage.env, before.config.executed))  # type: ignore[arg-type]
     controller = {part: quieter(weights, args.controller_std) for part, weights in stage.params.controller.items()}
     sizes = {mlp_sizes(weights["actor"]["mlp"]) for weights in controller.values()}
-    config = part_config(args, sizes.pop())
+    # Of the policies' widths.
+    config = dataclasses.replace(args.controller, actor_sizes=sizes.pop())
     policy: Any = before.actor().policy
     planner = dppo.init(jax.random.key(args.seed), args.dppo, policy, before.bundle, vector, stage.params, mesh)
     old = rehearsals(args, config, controller, bool(stage.env.control.scene.platforms))
@@ -113,7 +110,7 @@ def begin(
     split, whole = stage.env.control.critic_split, stage.env.control.spec.obs_dims["critic"]
     dims = {"legs": split, "hands": whole - split}
     state = joint.init(key, config, planner, controller, dims, places, mesh)
-    rehearse = {part: (ppo.Update(own, env, mesh), params_for) for part, (own, env, params_for) in old.items()}
+    rehearse = {part: (ppo.Rollout(own, env, mesh), params_for) for part, (own, env, params_for) in old.items()}
     return state, (dppo.Update(args.dppo, policy, vector, mesh), config, args.recorded, rehearse)
 
 

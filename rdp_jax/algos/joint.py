@@ -10,8 +10,9 @@ what the other learner has changed is data:
 | `controller` | acts without exploration | explores, learns |
 | `both` | explores, learns | explores, learns, from the same rollout |
 
-`Schedule` says which comes when.  After each iteration in which the controller learns it may rehearse the commands on which it
-was trained at first, so that it forgets nothing.
+`Schedule` says which comes when.  Where the controller learns, a share of its samples may come from the commands on which it was
+trained at first (`rehearsals`), so that it forgets nothing.  They are part of the same minibatches: a gradient of their own, of
+few samples and a step as large, was mostly noise, and undid what the task had taught (docs/refine.md).
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ from rdp_jax.types import LayeredEnv, Ticks, Transition, VectorEnv
 
 Array = jax.Array
 PHASES = ("planner", "controller", "both")
-REHEARSED = ("reward/mean", "value/explained_variance", "policy/kl")  # what is logged of a rehearsal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Schedule:
     rounds: int = ranged(2, 1, 10**6, "rounds of alternation")
     controller_iterations: int = ranged(2, 0, 10**6, "iterations of the controller at the start of each round")
     planner_iterations: int = ranged(6, 0, 10**6, "iterations of the planner after those")
-    rehearsals: int = ranged(1, 0, 1000, "updates on its first commands that follow each iteration of the controller")
+    rehearsals: int = ranged(
+        4, 0, 1000, "rollouts of 32 steps on its first commands that each iteration of the controller learns from, too"
+    )
 
     @property
     def iterations(self) -> int:
@@ -65,8 +67,13 @@ class Schedule:
 
 
 def controller_ppo() -> ppo.PPOConfig:
-    """PPO of a controller that is good already: small steps, inputs scaled as they were, and a critic that learns first."""
+    """PPO of a controller that is good already: small steps, inputs scaled as they were, and a critic that learns first.
+
+    Its critic explains nearly all, so that a lambda of 0.8 costs next to no bias; three times as much of the gradient is signal
+    then as with 0.95, with which the hands did not learn (docs/refine.md).
+    """
     return ppo.PPOConfig(
+        gae_lambda=0.8,
         epochs=3,
         minibatches=32,
         lr=1e-4,
@@ -170,7 +177,7 @@ class Update:
       planner: of the planner; its environment has a controller inside.
       config: PPO of the controller's parts.
       recorded: environments (of this many, over all devices) whose ticks the controller learns from.
-      rehearse: part -> update on the environments of its first training, and a function from the present controller to their
+      rehearse: part -> rollout in the environments of its first training, and a function from the present controller to their
         parameters; empty for none.
     """
 
@@ -180,7 +187,7 @@ class Update:
         planner: dppo.Update,
         config: ppo.PPOConfig,
         recorded: int,
-        rehearse: Mapping[str, tuple[ppo.Update, Callable[[Mapping[str, Any]], Any]]] | None = None,
+        rehearse: Mapping[str, tuple[ppo.Rollout, Callable[[Mapping[str, Any]], Any]]] | None = None,
     ):
         self.schedule, self.planner, self.config, self.rehearse = schedule, planner, config, rehearse or {}
         self.mesh, self.axis = planner.mesh, planner.axis
@@ -197,13 +204,16 @@ class Update:
 
     def __call__(self, state: JointState, env_params: Any) -> tuple[JointState, dict[str, Array]]:
         phase = self.schedule.phase(int(state.iteration))
-        rehearsal = state.rehearsal
-        state, metrics = self.phases[phase](state.replace(rehearsal={}), env_params)
+        places, rehearsed, metrics = dict(state.rehearsal), {}, {"phase": jnp.float32(PHASES.index(phase))}
         if phase != "planner":
-            for _ in range(self.schedule.rehearsals):
-                state, rehearsal, learned = self._rehearse(state, rehearsal)
-                metrics = {**metrics, **learned}
-        return state.replace(rehearsal=rehearsal), {**metrics, "phase": jnp.float32(PHASES.index(phase))}
+            controller = controller_of(state)
+            for name, (roll_out, params_for) in self.rehearse.items():
+                env, episode = places[name]
+                learner = state.parts[name].replace(env=env, episode=episode)
+                *places[name], rehearsed[name], seen = roll_out(learner, params_for(controller))
+                metrics[f"{name}/rehearsal/reward"] = seen["reward/mean"]
+        state, learned = self.phases[phase](state.replace(rehearsal=rehearsed), env_params)
+        return state.replace(rehearsal=places), {**metrics, **learned}
 
     def cache_size(self) -> int:
         """Compiled versions of the phase that has most; one in a healthy run."""
@@ -213,21 +223,6 @@ class Update:
         """Rows `(B, ...)` of the recorded environments: the first of each shuffle group, so the same ones on any device."""
         grouped = x.reshape(self.groups, -1, *x.shape[1:])[:, : self.each]
         return grouped.reshape(-1, *x.shape[1:])
-
-    def _rehearse(
-        self, state: JointState, rehearsal: Mapping[str, Any]
-    ) -> tuple[JointState, dict[str, Any], dict[str, Array]]:
-        parts, places, metrics = dict(state.parts), dict(rehearsal), {}
-        for name, (update, params_for) in self.rehearse.items():
-            controller = controller_of(state.replace(parts=parts))
-            # Copied: the update gives its state's buffers away, and the other part may be among its parameters.
-            params = jax.tree.map(lambda x: jnp.array(x, copy=True), params_for(controller))
-            env, episode = places[name]
-            learner, seen = update(parts[name].replace(env=env, episode=episode), params)
-            places[name] = (learner.env, learner.episode)
-            parts[name] = learner.replace(env=(), episode=())
-            metrics |= {f"{name}/rehearsal/{kind.split('/')[-1]}": seen[kind] for kind in REHEARSED if kind in seen}
-        return state.replace(parts=parts), places, metrics
 
     def keys(self, state: JointState) -> Array:
         """Three keys of this iteration: fresh starts, noise, shuffling.
@@ -261,7 +256,7 @@ class Update:
             plan_key, shuffle_key = jax.random.split(shuffle_key)
             planner, learned = self.planner.digest(planner, data.replace(extras=data.extras[0]), plan_key)
             metrics |= learned
-        parts, learned = self.digest(state.parts, data, shuffle_key)
+        parts, learned = self.digest(state.parts, data, shuffle_key, state.rehearsal)
         return planner, parts, {**metrics, **learned}
 
     def collect(
@@ -296,16 +291,26 @@ class Update:
         return planner.replace(env=env, episode=episode), data, metrics
 
     def digest(
-        self, parts: Mapping[str, ppo.LearnerState], data: Transition, key: Array
+        self,
+        parts: Mapping[str, ppo.LearnerState],
+        data: Transition,
+        key: Array,
+        rehearsed: Mapping[str, Transition] | None = None,
     ) -> tuple[dict[str, ppo.LearnerState], dict[str, Array]]:
-        """What each part of the controller learns from a rollout of `collect`."""
+        """What each part of the controller learns from a rollout of `collect`, and from those `rehearsed` (part -> rollout)."""
         seen = data.extras[1]
         done = jax.vmap(self._watched)(data.terminated | data.truncated)
         learners, metrics = {}, {}
         for i, (name, part) in enumerate(parts.items()):
             rollout_of_part, live = transition(seen, done, name)
             learners[name], learned = ppo.digest(
-                self.config, self.mesh, part, rollout_of_part, jax.random.fold_in(key, i), live
+                self.config,
+                self.mesh,
+                part,
+                rollout_of_part,
+                jax.random.fold_in(key, i),
+                live,
+                (rehearsed or {}).get(name),
             )
             metrics |= {f"{name}/{k}": v for k, v in learned.items()}
             metrics[f"{name}/reward"] = parallel.pmean(rollout_of_part.reward.mean(where=live), self.axis)
@@ -314,7 +319,8 @@ class Update:
 
 def state_spec() -> JointState:
     """Partition specs: a prefix tree of `JointState`."""
-    specs: Any = (dppo.state_spec(), P(), P(), P())
+    # Inside an iteration `rehearsal` holds rollouts, `(T, B, ...)`.
+    specs: Any = (dppo.state_spec(), P(), P(None, parallel.AXIS), P())
     return JointState(*specs)
 
 

@@ -220,10 +220,35 @@ def keys(state: LearnerState) -> Array:
     return jax.random.split(jax.random.fold_in(state.key, state.iteration), 3)
 
 
-def _iterate(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: LearnerState, env_params: Any, pool: Any):
-    """Body of `Update`, on one device's share of the environments."""
-    axis = parallel.axis_of(mesh)
-    _, noise_key, shuffle_key = keys(state)
+class Rollout:
+    """The rollout of an iteration that learns nothing: `(LearnerState, env_params) -> (env, episode, data, metrics)`.
+
+    `env` and `episode` are those of the state, moved on; `data` has shape `(T, B, ...)`.  Compiled at the first call.
+    """
+
+    def __init__(self, config: PPOConfig, env: VectorEnv, mesh: Mesh | None = None):
+        check_layout(config, mesh)
+        self.config, self.starts = config, starts_of(env, mesh)
+
+        def run(state, env_params, pool):
+            with jax.default_matmul_precision(config.matmul_precision):
+                return _roll_out(config, env, mesh, state, env_params, pool)
+
+        out = (P(parallel.AXIS), P(parallel.AXIS), P(None, parallel.AXIS), P())
+        self.compiled: Any = parallel.jit(run, mesh, (state_spec(), P(), P()), out)
+
+    def __call__(
+        self, state: LearnerState, env_params: Any
+    ) -> tuple[Any, rollout.Episode, Transition, dict[str, Array]]:
+        env_params = parallel.strong(env_params)
+        pool = self.starts.pool(keys(state)[0], self.config.reset_pool, env_params)
+        found: tuple[Any, rollout.Episode, Transition, dict[str, Array]] = self.compiled(state, env_params, pool)
+        return found
+
+
+def _roll_out(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: LearnerState, env_params: Any, pool: Any):
+    """Environments and episodes after a rollout, the rollout, what is worth logging; on one device's share."""
+    noise_key = keys(state)[1]
     indices = parallel.local_indices(config.num_envs, mesh)
     shape = (config.unroll_length, env.spec.action_dim)
     noise = jax.vmap(lambda k: jax.random.normal(k, shape), out_axes=1)(parallel.fold_each(noise_key, indices))
@@ -233,8 +258,14 @@ def _iterate(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: Learne
         return mean + jnp.exp(log_std) * eps, ()
 
     env_state, episode, data, stats = rollout.collect(env, act, state.env, state.episode, pool, noise, env_params)
-    new, metrics = digest(config, mesh, state.replace(env=env_state, episode=episode), data, shuffle_key)
-    return new, {**rollout.summarize(parallel.psum(stats, axis)), **metrics}
+    return env_state, episode, data, rollout.summarize(parallel.psum(stats, parallel.axis_of(mesh)))
+
+
+def _iterate(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: LearnerState, env_params: Any, pool: Any):
+    """Body of `Update`, on one device's share of the environments."""
+    env_state, episode, data, seen = _roll_out(config, env, mesh, state, env_params, pool)
+    new, metrics = digest(config, mesh, state.replace(env=env_state, episode=episode), data, keys(state)[2])
+    return new, {**seen, **metrics}
 
 
 def digest(
@@ -244,16 +275,24 @@ def digest(
     data: Transition,
     key: Array,
     live: Array | None = None,
+    beside: Transition | None = None,
 ) -> tuple[LearnerState, dict[str, Array]]:
     """Learns from a rollout `(T, B, ...)` that `state.params` collected, wherever it came from; counts as one iteration.
 
-    `live (T, B)` bool marks the steps that happened (all of them if left out); the others teach nothing.
+    `live (T, B)` bool marks the steps that happened (all of them if left out); the others teach nothing.  `beside` is a rollout
+    of other environments `(T', B', ...)`: every minibatch has its share of both, advantages are standardised in each apart.
     """
     axis = parallel.axis_of(mesh)
     # Nobody acts on the critic's statistics, so they take a rollout in before it is valued: else the first one would be seen raw.
-    state = _observed(state, data, "critic", axis)
+    for seen in [data] if beside is None else [data, beside]:
+        state = _observed(state, seen, "critic", axis)
     batch, value_metrics = _prepare(config, axis, state, data, live)
-    params, opt_state, lr, skipped, loss_metrics = _learn(config, mesh, state, batch, key)
+    batches = [batch]
+    if beside is not None:
+        other, metrics = _prepare(config, axis, state, beside, None)
+        batches.append(other)
+        value_metrics |= {name.replace("value/", "rehearsal/"): value for name, value in metrics.items()}
+    params, opt_state, lr, skipped, loss_metrics = _learn(config, mesh, state, batches, key)
     new = state if config.frozen_statistics else _observed(state, data, "actor", axis)
     new = new.replace(
         params=params,
@@ -347,11 +386,12 @@ def adapt_lr(config: PPOConfig, lr: Array, kl: Array) -> Array:
     return jnp.clip(lr, config.lr_min, config.lr_max)
 
 
-def _learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batch: Batch, key: Array):
-    """Epochs of minibatches over the rollout `batch (T, B, ...)`."""
+def _learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batches: list[Batch], key: Array):
+    """Epochs of minibatches over all of the rollouts, each `(T, B, ...)` of its own."""
     axis = parallel.axis_of(mesh)
     group_ids = parallel.local_indices(config.shuffle_groups, mesh)
-    batch = minibatch.to_groups(batch, group_ids.shape[0])
+    grouped = [minibatch.to_groups(batch, group_ids.shape[0]) for batch in batches]
+    batch = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *grouped)
     samples = batch.log_prob.shape[1]
     old_log_std = state.params["actor"]["log_std"]
     low, high = math.log(config.min_std), math.log(config.max_std)

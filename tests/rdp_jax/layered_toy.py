@@ -1,12 +1,14 @@
 """The toy under a controller of two parts: what joint learning is tested on, and what can break inside it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from envs.chunk import Chunked
 from envs.toy import Toy
-from envs.wrappers import LayeredAutoReset
+from envs.wrappers import AutoReset, LayeredAutoReset
 from rdp_jax import normalize
 from rdp_jax.algos import dppo, joint, ppo
 from rdp_jax.data.windows import MinMax
@@ -117,16 +119,41 @@ def weights(key):
     return {n: {"actor": actor, "normalizer": normalize.create(4)} for n in ("x", "y")}
 
 
+class Alone(Toy):
+    """Where a part was trained at first: it should always do `wish`, its parameters."""
+
+    def __init__(self):
+        super().__init__(STEPS)
+        self.spec = dataclasses.replace(self.spec, obs_dims={"actor": 4, "critic": 4}, action_dim=1)
+
+    def default_params(self):
+        return jnp.float32(WISH)
+
+    def reset(self, key, params):
+        return only_actor(super().reset(key, super().default_params()))
+
+    def step(self, state, action, params):
+        after = super().step(state, jnp.tile(action, 2), super().default_params())
+        return only_actor(after.replace(reward=-jnp.square(action[0] - params)))
+
+
+def only_actor(state):
+    """With a critic that sees what the actor sees."""
+    return state.replace(obs=dict.fromkeys(("actor", "critic"), state.obs["actor"]))
+
+
 class Made:
     """The toy's environments and planner; updates and first states for them.
 
     Args:
       config: DPPO.
       recorded: environments that the controller learns from.
+      rehearsed: what the first task of part `x` wants of it; left out: it is not rehearsed.
     """
 
-    def __init__(self, config=DPPO, recorded=RECORDED, env=None):
-        self.config, self.recorded = config, recorded
+    def __init__(self, config=DPPO, recorded=RECORDED, env=None, rehearsed=None):
+        self.config, self.recorded, self.rehearsed = config, recorded, rehearsed
+        self.own, self.alone = dataclasses.replace(PPO, num_envs=2 * RECORDED, unroll_length=8), AutoReset(Alone())
         self.env = LayeredAutoReset(Chunked(env or Layered(), TE))
         self.policy = make_policy(CONFIG, Dims(4, 2))
         bounds = MinMax(jnp.full(4, -1.0), jnp.full(4, 1.0)), MinMax(jnp.full(2, -1.0), jnp.full(2, 1.0))
@@ -137,8 +164,13 @@ class Made:
         """First state of a run."""
         planner = dppo.init(jax.random.key(1), self.config, self.policy, self.bundle, self.env, self.params, mesh)
         dims = dict.fromkeys(("x", "y"), 4)
-        return joint.init(jax.random.key(2), PPO, planner, weights(jax.random.key(5)), dims, mesh=mesh)
+        first = {} if self.rehearsed is None else {"x": (self.own, self.alone, jnp.float32(self.rehearsed))}
+        return joint.init(jax.random.key(2), PPO, planner, weights(jax.random.key(5)), dims, first, mesh)
 
     def update(self, schedule=SCHEDULE, mesh=None):
         """One iteration."""
-        return joint.Update(schedule, dppo.Update(self.config, self.policy, self.env, mesh), PPO, self.recorded)
+        rehearse = {}
+        if self.rehearsed is not None:
+            rehearse["x"] = ppo.Rollout(self.own, self.alone, mesh), lambda controller: jnp.float32(self.rehearsed)
+        planner = dppo.Update(self.config, self.policy, self.env, mesh)
+        return joint.Update(schedule, planner, PPO, self.recorded, rehearse)

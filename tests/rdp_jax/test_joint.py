@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layered_toy import Made
+from layered_toy import WISH, Made
 
 from rdp_jax import parallel
 from rdp_jax.algos import joint
@@ -55,13 +55,30 @@ def test_the_controller_learns_its_task_beside_the_planner(made):
     assert update.cache_size() == 1
 
 
-def test_one_and_four_devices_agree(made):
-    make, start, params = made
-    schedule = joint.Schedule(variant="simultaneous", rehearsals=0)
-    one, _ = make(schedule)(start(), params)
+def test_a_part_that_rehearses_learns_both_tasks():
+    toy = Made(rehearsed=-WISH)  # the opposite of what it is to do now
+    update, state = toy.update(joint.Schedule(variant="simultaneous")), toy.start()
+    first = jax.device_get(state)
+    for _ in range(15):
+        state, metrics = update(state, toy.params)
+    own, rehearsed = float(metrics["x/reward"]), float(metrics["x/rehearsal/reward"])
+    # As many samples want +WISH as want -WISH; one that did all for either would have -1 on the other.
+    assert own > -0.8 and rehearsed > -0.8 and own + rehearsed > -0.8
+    assert "y/rehearsal/reward" not in metrics and float(metrics["y/reward"]) > own + 0.1
+    assert metrics["x/policy/first_ratio_error"] == 0.0 and int(state.parts["x"].iteration) == 15
+    assert update.cache_size() == 1
+    moved = jax.device_get(state.rehearsal["x"][0].physics)
+    assert not np.array_equal(moved, first.rehearsal["x"][0].physics)
+
+
+def test_one_and_four_devices_agree():
+    toy = Made(rehearsed=-WISH)
+    schedule = joint.Schedule(variant="simultaneous")
+    one, _ = toy.update(schedule)(toy.start(), toy.params)
     mesh = parallel.make_mesh(4)
-    four, _ = make(schedule, mesh)(start(mesh), params)
-    for a, b in zip(jax.tree.leaves(one.parts), jax.tree.leaves(four.parts), strict=True):
+    four, _ = toy.update(schedule, mesh)(toy.start(mesh), toy.params)
+    ones, fours = ((state.parts, state.rehearsal) for state in (one, four))
+    for a, b in zip(jax.tree.leaves(ones), jax.tree.leaves(fours), strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-4)
 
