@@ -64,7 +64,10 @@ def validate(config: C, prefix: str = "") -> C:
             raise ConfigError(name, value, "a finite number")
     check = getattr(config, "check", None)
     if check is not None:
-        check()
+        try:
+            check()
+        except ConfigError as error:  # names a field of its own
+            raise ConfigError(prefix + error.field, error.value, error.allowed) from None
     return config
 
 

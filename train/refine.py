@@ -13,10 +13,12 @@ from jax.sharding import Mesh
 
 from envs.chunk import Chunked
 from envs.control.env import ControlConfig, ControlEnv, training_params
+from envs.tasks.command import TICKS
 from envs.wrappers import AutoReset, LayeredAutoReset
 from rdp_jax import parallel
 from rdp_jax.algos import dppo, joint, ppo
 from rdp_jax.checkpoint import save_weights
+from rdp_jax.config import ConfigError
 from rdp_jax.nets.mlp import mlp_sizes
 from rdp_jax.planner import Planner, save
 from train.attempt import Attempt
@@ -74,18 +76,38 @@ class Recording(joint.Update):
 REHEARSAL_STEPS = 32  # as in `joint.Schedule.rehearsals`
 
 
+def rehearsed(args: RefineArgs, config: ppo.PPOConfig) -> ppo.PPOConfig:
+    """`config` of the rollouts of the controller's first training: by default a fifth of its samples, on any preset."""
+    steps = REHEARSAL_STEPS * args.schedule.rehearsals
+    return dataclasses.replace(config, num_envs=2 * args.recorded, unroll_length=steps)
+
+
+def check_parts(args: RefineArgs, executed: int) -> None:
+    """Raises `ConfigError` where minibatches and groups of the controller do not divide its rollouts, under a planner that
+    executes so many actions of a chunk."""
+    if not args.schedule.moves_controller:
+        return
+    ticks = args.dppo.unroll_length * executed * TICKS
+    rollouts = [dataclasses.replace(args.controller, num_envs=args.recorded, unroll_length=ticks)]
+    if args.schedule.rehearsals:
+        rollouts.append(rehearsed(args, args.controller))
+    for rollout in rollouts:
+        try:
+            rollout.check()
+        except ConfigError as error:
+            if error.field == "num_envs":  # not a flag of the controller's
+                raise ConfigError("recorded", args.recorded, error.allowed) from error
+            raise ConfigError(f"controller.{error.field}", error.value, error.allowed) from error
+
+
 def rehearsals(
     args: RefineArgs, config: ppo.PPOConfig, controller: dict[str, Any], platforms: bool
 ) -> dict[str, tuple]:
     """Part -> (config, environments, how their parameters follow from the controller) of the controller's first training,
     which was on `platforms` if the task has any."""
     found = {}
-    if args.schedule.rehearsals and not (
-        args.schedule.variant == "alternate" and not args.schedule.controller_iterations
-    ):
-        # Twice as many environments as are recorded, so that by default a fifth of the samples is rehearsed, on any preset.
-        steps = REHEARSAL_STEPS * args.schedule.rehearsals
-        own = dataclasses.replace(config, num_envs=2 * args.recorded, unroll_length=steps)
+    if args.schedule.rehearsals and args.schedule.moves_controller:
+        own = rehearsed(args, config)
         for part in controller:
             scene = "platforms" if platforms and part == "legs" else "flat"
             env = ControlEnv(ControlConfig(part=part, scene=scene, backend=args.backend, physics_dt=0.01), partner=act)
@@ -125,6 +147,7 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     attempt = Attempt(args, "dppo")
     before, stage = attempt.planner, attempt.stage
     assert isinstance(stage, HumanoidStage)  # `RefineArgs` knows no other tasks
+    check_parts(args, before.config.executed)
     attempt.begin()
     state, learners = begin(args, stage, before, parallel.make_mesh())
     state = attempt.restored(state)

@@ -58,6 +58,11 @@ class Schedule:
         """Of the whole schedule."""
         return self.rounds * (self.controller_iterations + self.planner_iterations)
 
+    @property
+    def moves_controller(self) -> bool:
+        """Whether the controller learns at all."""
+        return self.variant == "simultaneous" or self.controller_iterations > 0
+
     def phase(self, iteration: int) -> str:
         """Phase of this iteration; the rounds go on beyond the last."""
         if self.variant == "simultaneous":

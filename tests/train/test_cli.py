@@ -95,6 +95,7 @@ BAD = [
     ("controller eval --episodes 2.5", ("--episodes", "2.5")),
     ("controller eval --scene moon", ("--scene", "moon", "flat")),
     ("controller eval --out README.md", ("--out", "README.md", "directory")),
+    ("refine --controller.minibatches 7", ("--controller.minibatches:", "got 7", "a divisor of")),
     ("bench nothing", ("nothing", "physics")),
     ("bench", ("scenario", "physics")),
     ("doctor --backend cuda", ("--backend", "cuda", "native", "mjx")),

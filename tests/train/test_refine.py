@@ -5,14 +5,16 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
-from envs.tasks.hierarchy import TICKS
+from envs.tasks.command import TICKS
 from rdp_jax.algos.joint import Schedule
 from rdp_jax.checkpoint import load_weights
+from rdp_jax.config import ConfigError
 from rdp_jax.planner import load
 from train.cli import main
 from train.controller import load_part
-from train.refine import quieter, rehearsals
+from train.refine import check_parts, quieter, rehearsals
 from train.task_args import RefineArgs
 from train.tasks import shipped
 
@@ -67,3 +69,18 @@ def test_parts_rehearse_where_they_were_trained():
     assert all(0.15 < n / (n + recorded) < 0.25 for n in samples)
     none = dataclasses.replace(args, schedule=Schedule(controller_iterations=0))
     assert not rehearsals(none, args.controller, dict.fromkeys(("legs", "hands")), platforms=True)
+
+
+def test_what_the_controller_learns_from_must_divide_into_its_minibatches():
+    args = RefineArgs()
+    check_parts(args, 8)
+    odd = dataclasses.replace(args, controller=dataclasses.replace(args.controller, minibatches=7))
+    with pytest.raises(ConfigError, match=r"controller.minibatches=7, allowed: a divisor of 15360"):
+        check_parts(odd, 8)
+    unrehearsed = dataclasses.replace(args, controller=dataclasses.replace(args.controller, minibatches=60))
+    with pytest.raises(ConfigError, match=r"controller.minibatches=60, allowed: a divisor of 4096"):
+        check_parts(unrehearsed, 8)
+    check_parts(dataclasses.replace(odd, schedule=Schedule(controller_iterations=0)), 8)
+    grouped = dataclasses.replace(args, controller=dataclasses.replace(args.controller, shuffle_groups=3))
+    with pytest.raises(ConfigError, match=r"recorded=64, allowed: a multiple of shuffle_groups=3"):
+        check_parts(grouped, 8)
