@@ -215,7 +215,8 @@ class Update:
             for name, (roll_out, params_for) in self.rehearse.items():
                 env, episode = places[name]
                 learner = state.parts[name].replace(env=env, episode=episode)
-                *places[name], rehearsed[name], seen = roll_out(learner, params_for(controller))
+                env, episode, rehearsed[name], seen = roll_out(learner, params_for(controller))
+                places[name] = (env, episode)
                 metrics[f"{name}/rehearsal/reward"] = seen["reward/mean"]
         state, learned = self.phases[phase](state.replace(rehearsal=rehearsed), env_params)
         return state.replace(rehearsal=places), {**metrics, **learned}

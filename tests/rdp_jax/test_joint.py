@@ -68,6 +68,7 @@ def test_a_part_that_rehearses_learns_both_tasks():
     assert metrics["x/policy/first_ratio_error"] == 0.0 and int(state.parts["x"].iteration) == 15
     assert update.cache_size() == 1
     moved = jax.device_get(state.rehearsal["x"][0].physics)
+    assert jax.tree.structure(state) == jax.tree.structure(first)  # as a checkpoint needs it
     assert not np.array_equal(moved, first.rehearsal["x"][0].physics)
 
 
