@@ -110,6 +110,8 @@ def run_controller_gradient(args: ControllerGradientArgs) -> dict[str, Any]:
             found[name] = {lam: gradients(config, part, seen, live) for lam, config in configs.items()}
         return state.replace(planner=planner, parts=parts, iteration=state.iteration + 1), found, metrics
 
+    # Of the environment, in a rollout.
+    steps = refining.dppo.num_envs * refining.dppo.unroll_length * attempt.planner.config.executed
     each: dict[str, dict[float, list[Any]]] = {p: {lam: [] for lam in LAMBDAS} for p in state.parts}
     last: dict[str, float] = {}
     with output.Progress(f"gradient {args.task}", total=args.warmup + args.rollouts) as bar:
@@ -119,8 +121,8 @@ def run_controller_gradient(args: ControllerGradientArgs) -> dict[str, Any]:
                 for lam, (rows, explained) in by_lambda.items():
                     each[name][lam].append((share(np.asarray(rows)), float(explained)))
             last = {name: float(value) for name, value in metrics.items()}
-            bar.update(i + 1, (i + 1) * refining.dppo.num_envs * refining.dppo.unroll_length, "")
-    ticks = refining.dppo.unroll_length * attempt.planner.config.executed * stage.env.ticks
+            bar.update(i + 1, (i + 1) * steps, "")
+    ticks = steps // refining.dppo.num_envs * stage.env.ticks
     return output.summary(
         "controller_gradient",
         seed=args.seed,
@@ -136,10 +138,7 @@ def run_controller_gradient(args: ControllerGradientArgs) -> dict[str, Any]:
             },
         },
         task=args.task,
-        env_steps=(args.warmup + args.rollouts)
-        * refining.dppo.num_envs
-        * refining.dppo.unroll_length
-        * attempt.planner.config.executed,
+        env_steps=(args.warmup + args.rollouts) * steps,
     )
 
 
