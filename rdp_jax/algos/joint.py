@@ -74,8 +74,8 @@ class Schedule:
 def controller_ppo() -> ppo.PPOConfig:
     """PPO of a controller that is good already: small steps, inputs scaled as they were, and a critic that learns first.
 
-    Its critic explains nearly all, so that a lambda of 0.8 costs next to no bias; three times as much of the gradient is signal
-    then as with 0.95, with which the hands did not learn (docs/refine.md).
+    Its critics explain nearly all of the returns, and with a lambda of 0.8 four to ten times as much of the gradient is signal as
+    with 0.95, with which the hands did not learn (docs/refine.md).
     """
     return ppo.PPOConfig(
         gae_lambda=0.8,
