@@ -76,6 +76,11 @@ class Recording(joint.Update):
 REHEARSAL_STEPS = 32  # as in `joint.Schedule.rehearsals`
 
 
+def learning(args: RefineArgs) -> tuple[str, ...]:
+    """Parts of the controller that learn."""
+    return tuple(OTHER) if args.controller_parts == "both" else (args.controller_parts,)
+
+
 def rehearsed(args: RefineArgs, config: ppo.PPOConfig) -> ppo.PPOConfig:
     """`config` of the rollouts of the controller's first training: by default a fifth of its samples, on any preset."""
     steps = REHEARSAL_STEPS * args.schedule.rehearsals
@@ -100,15 +105,13 @@ def check_parts(args: RefineArgs, executed: int) -> None:
             raise ConfigError(f"controller.{error.field}", error.value, error.allowed) from error
 
 
-def rehearsals(
-    args: RefineArgs, config: ppo.PPOConfig, controller: dict[str, Any], platforms: bool
-) -> dict[str, tuple]:
-    """Part -> (config, environments, how their parameters follow from the controller) of the controller's first training,
+def rehearsals(args: RefineArgs, config: ppo.PPOConfig, platforms: bool) -> dict[str, tuple]:
+    """Part that learns -> (config, environments, how their parameters follow from the controller) of its first training,
     which was on `platforms` if the task has any."""
     found = {}
     if args.schedule.rehearsals and args.schedule.moves_controller:
         own = rehearsed(args, config)
-        for part in controller:
+        for part in learning(args):
             scene = "platforms" if platforms and part == "legs" else "flat"
             env = ControlEnv(ControlConfig(part=part, scene=scene, backend=args.backend, physics_dt=0.01), partner=act)
             found[part] = (own, AutoReset(env), lambda weights, part=part: training_params(weights[OTHER[part]]))
@@ -126,14 +129,14 @@ def begin(
     config = dataclasses.replace(args.controller, actor_sizes=sizes.pop())
     policy: Any = before.actor().policy
     planner = dppo.init(jax.random.key(args.seed), args.dppo, policy, before.bundle, vector, stage.params, mesh)
-    old = rehearsals(args, config, controller, bool(stage.env.control.scene.platforms))
+    old = rehearsals(args, config, bool(stage.env.control.scene.platforms))
     key = jax.random.fold_in(jax.random.key(args.seed), 1)
     places = {part: (own, env, params_for(controller)) for part, (own, env, params_for) in old.items()}
     split, whole = stage.env.control.critic_split, stage.env.control.spec.obs_dims["critic"]
     dims = {"legs": split, "hands": whole - split}
     state = joint.init(key, config, planner, controller, dims, places, mesh)
     rehearse = {part: (ppo.Rollout(own, env, mesh), params_for) for part, (own, env, params_for) in old.items()}
-    return state, (dppo.Update(args.dppo, policy, vector, mesh), config, args.recorded, rehearse)
+    return state, (dppo.Update(args.dppo, policy, vector, mesh), config, args.recorded, rehearse, learning(args))
 
 
 def quieter(weights: dict[str, Any], share: float) -> dict[str, Any]:
@@ -190,6 +193,6 @@ def said(metrics: dict[str, Any]) -> str:
     if "policy/kl" in metrics:
         return note(metrics)
     parts = "  ".join(
-        f"{part} {metrics[f'{part}/reward']:.4f} (kl {metrics[f'{part}/policy/kl']:.3f})" for part in OTHER
+        f"{part} {metrics[f'{part}/reward']:.4f} (kl {metrics.get(f'{part}/policy/kl', 0.0):.3f})" for part in OTHER
     )
     return f"return {success_of(metrics):.2f} of {int(metrics['episode/finished'])}  reward {parts}"

@@ -18,7 +18,7 @@ few samples and a step as large, was mostly noise, and undid what the task had t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -184,6 +184,7 @@ class Update:
       recorded: environments (of this many, over all devices) whose ticks the controller learns from.
       rehearse: part -> rollout in the environments of its first training, and a function from the present controller to their
         parameters; empty for none.
+      learning: parts of the controller that explore and learn; the others stay as they are.  None: all.
     """
 
     def __init__(
@@ -193,10 +194,14 @@ class Update:
         config: ppo.PPOConfig,
         recorded: int,
         rehearse: Mapping[str, tuple[ppo.Rollout, Callable[[Mapping[str, Any]], Any]]] | None = None,
+        learning: Collection[str] | None = None,
     ):
         self.schedule, self.planner, self.config, self.rehearse = schedule, planner, config, rehearse or {}
         self.mesh, self.axis = planner.mesh, planner.axis
         self.env: LayeredEnv = planner.env  # type: ignore[assignment]
+        self.learning = tuple(self.env.parts if learning is None else learning)
+        if not self.learning or not set(self.learning) <= set(self.env.parts):
+            raise ConfigError("learning", self.learning, f"some of {', '.join(self.env.parts)}")
         groups = planner.config.shuffle_groups
         if recorded % groups or recorded > planner.config.num_envs:
             allowed = f"a multiple of shuffle_groups={groups} up to num_envs={planner.config.num_envs}"
@@ -275,7 +280,10 @@ class Update:
           recorded environments), and metrics.
         """
         planner = state.planner
-        stds = {name: jnp.exp(part.params["actor"]["log_std"]) for name, part in state.parts.items()}
+        stds = {
+            name: jnp.exp(part.params["actor"]["log_std"]) * (name in self.learning)
+            for name, part in state.parts.items()
+        }
         widths, ticks = self.env.parts, self.env.ticks
 
         def act(obs, keys):
@@ -309,6 +317,10 @@ class Update:
         learners, metrics = {}, {}
         for i, (name, part) in enumerate(parts.items()):
             rollout_of_part, live = transition(seen, done, name)
+            metrics[f"{name}/reward"] = parallel.pmean(rollout_of_part.reward.mean(where=live), self.axis)
+            if name not in self.learning:
+                learners[name] = part
+                continue
             learners[name], learned = ppo.digest(
                 self.config,
                 self.mesh,
@@ -319,7 +331,6 @@ class Update:
                 (rehearsed or {}).get(name),
             )
             metrics |= {f"{name}/{k}": v for k, v in learned.items()}
-            metrics[f"{name}/reward"] = parallel.pmean(rollout_of_part.reward.mean(where=live), self.axis)
         return learners, metrics
 
 

@@ -167,10 +167,10 @@ class Made:
         first = {} if self.rehearsed is None else {"x": (self.own, self.alone, jnp.float32(self.rehearsed))}
         return joint.init(jax.random.key(2), PPO, planner, weights(jax.random.key(5)), dims, first, mesh)
 
-    def update(self, schedule=SCHEDULE, mesh=None):
+    def update(self, schedule=SCHEDULE, mesh=None, learning=None):
         """One iteration."""
         rehearse = {}
         if self.rehearsed is not None:
             rehearse["x"] = ppo.Rollout(self.own, self.alone, mesh), lambda controller: jnp.float32(self.rehearsed)
         planner = dppo.Update(self.config, self.policy, self.env, mesh)
-        return joint.Update(schedule, planner, PPO, self.recorded, rehearse)
+        return joint.Update(schedule, planner, PPO, self.recorded, rehearse, learning)

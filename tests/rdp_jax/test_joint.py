@@ -7,7 +7,8 @@ import pytest
 from layered_toy import WISH, Made
 
 from rdp_jax import parallel
-from rdp_jax.algos import joint
+from rdp_jax.algos import joint, ppo
+from rdp_jax.config import ConfigError
 from rdp_jax.types import Ticks
 
 
@@ -70,6 +71,23 @@ def test_a_part_that_rehearses_learns_both_tasks():
     moved = jax.device_get(state.rehearsal["x"][0].physics)
     assert jax.tree.structure(state) == jax.tree.structure(first)  # as a checkpoint needs it
     assert not np.array_equal(moved, first.rehearsal["x"][0].physics)
+
+
+def test_a_part_that_does_not_learn_stays_as_it_is_and_does_not_explore(made):
+    make, start, params = made
+    with pytest.raises(ConfigError, match=r"learning=\('z',\), allowed: some of x, y"):
+        make(learning=("z",))
+    update = make(learning=("y",))
+    first = jax.device_get(start())
+    _, data, _ = jax.jit(lambda s: update.collect(s, params, update.fresh(s, params), False))(start())
+    ticks = data.extras[1]
+    mean = {n: ppo.policy(first.parts[n].params, first.parts[n].normalizer, {"actor": ticks.obs[n]}) for n in "xy"}
+    np.testing.assert_allclose(ticks.action["x"], mean["x"], atol=1e-5)
+    assert 0.3 < float(jnp.std(ticks.action["y"] - mean["y"])) < 0.5
+    second, metrics = update(start(), params)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(second).parts["x"].params, first.parts["x"].params)
+    assert "x/reward" in metrics and "x/policy/kl" not in metrics and "y/policy/kl" in metrics
+    assert int(second.parts["x"].iteration) == 0 and int(second.parts["y"].iteration) == 1
 
 
 def test_one_and_four_devices_agree():

@@ -62,13 +62,15 @@ def test_a_quieter_controller_differs_in_its_exploration_only():
 
 def test_parts_rehearse_where_they_were_trained():
     args = RefineArgs(task="stairs", backend="native")
-    found = rehearsals(args, args.controller, dict.fromkeys(("legs", "hands")), platforms=True)
+    found = rehearsals(args, args.controller, platforms=True)
     assert {part: env.env.config.scene for part, (_, env, _) in found.items()} == {"legs": "platforms", "hands": "flat"}
     samples = [own.num_envs * own.unroll_length for own, _, _ in found.values()]
     recorded = args.recorded * args.dppo.unroll_length * 8 * TICKS  # a chunk is eight actions
     assert all(0.15 < n / (n + recorded) < 0.25 for n in samples)
     none = dataclasses.replace(args, schedule=Schedule(controller_iterations=0))
-    assert not rehearsals(none, args.controller, dict.fromkeys(("legs", "hands")), platforms=True)
+    assert not rehearsals(none, args.controller, platforms=True)
+    hands = dataclasses.replace(args, controller_parts="hands")
+    assert list(rehearsals(hands, args.controller, platforms=True)) == ["hands"]
 
 
 def test_what_the_controller_learns_from_must_divide_into_its_minibatches():
