@@ -351,7 +351,12 @@ class RefineArgs(Sampling, Watched, TaskFlags):
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     curriculum: bool = said(False, "widen the starts by a tenth whenever nine tenths of the episodes succeed")
     recorded: int = ranged(64, 4, 2**20, "environments whose ticks the controller learns from")
-    controller_parts: str = chosen("both", ("both", "legs", "hands"), "parts of the controller that explore and learn")
+    # Legs that learn here improve nothing that can be seen, and the hands on them get worse (docs/refine.md).
+    controller_parts: str = chosen(
+        "hands",
+        ("both", "legs", "hands"),
+        "parts of the controller that explore and learn; the others stay as they are",
+    )
     controller_std: float = ranged(
         1.0, 0.01, 10.0, "share of the exploration std of its first training with which the controller explores"
     )

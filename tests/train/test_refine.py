@@ -21,7 +21,7 @@ from train.tasks import shipped
 WORDS = ["refine", "--task", "pickup", "--num-envs", "4", "--recorded", "4", "--trials", "2", "--seed", "1"]
 WORDS += ["--dppo.unroll-length", "2", "--dppo.minibatches", "2", "--dppo.epochs", "1", "--dppo.critic-warmup", "0"]
 WORDS += ["--dppo.reset-pool", "4", "--controller.minibatches", "4", "--controller.epochs", "1"]
-WORDS += ["--controller.critic-warmup", "0", "--schedule.rehearsals", "0"]
+WORDS += ["--controller.critic-warmup", "0", "--schedule.rehearsals", "0", "--controller-parts", "both"]
 WORDS += ["--schedule.controller-iterations", "1", "--schedule.planner-iterations", "1"]
 
 
@@ -61,7 +61,7 @@ def test_a_quieter_controller_differs_in_its_exploration_only():
 
 
 def test_parts_rehearse_where_they_were_trained():
-    args = RefineArgs(task="stairs", backend="native")
+    args = RefineArgs(task="stairs", backend="native", controller_parts="both")
     found = rehearsals(args, args.controller, platforms=True)
     assert {part: env.env.config.scene for part, (_, env, _) in found.items()} == {"legs": "platforms", "hands": "flat"}
     samples = [own.num_envs * own.unroll_length for own, _, _ in found.values()]
@@ -69,7 +69,7 @@ def test_parts_rehearse_where_they_were_trained():
     assert all(0.15 < n / (n + recorded) < 0.25 for n in samples)
     none = dataclasses.replace(args, schedule=Schedule(controller_iterations=0))
     assert not rehearsals(none, args.controller, platforms=True)
-    hands = dataclasses.replace(args, controller_parts="hands")
+    hands = RefineArgs(task="stairs", backend="native")
     assert list(rehearsals(hands, args.controller, platforms=True)) == ["hands"]
 
 
