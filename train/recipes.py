@@ -96,9 +96,10 @@ def _collect(s: Settings, episodes: int, *more: str) -> Step:
 
 
 QUIET = ("--first-std", "0.5")
-PACE = {"stairs": ("--dppo.gamma", "0.99", "--dppo.kl-goal", "0.04", "--dppo.actor-lr", "6e-6")}
+SLOW = ("stairs", "transport")
+PACE = dict.fromkeys(SLOW, ("--dppo.gamma", "0.99", "--dppo.kl-goal", "0.04", "--dppo.actor-lr", "6e-6"))
 """Where little of the gradient is signal: less of a step, and more of them (docs/refine.md)."""
-LONG = {"stairs": ("--schedule.planner-iterations", "15")}
+LONG = dict.fromkeys(SLOW, ("--schedule.planner-iterations", "15"))
 """The same in joint learning, whose schedule has an end."""
 ALONE = ("--schedule.planner-iterations", "0")  # the controller
 # A denoiser's layers must be wider than the chunk (276 numbers), whose noise has to pass through them; in 300 epochs 768 are not

@@ -173,8 +173,9 @@ def test_from_scratch_legs_learn_on_the_ground_of_their_task():
         assert legs.words[legs.words.index("--scene") + 1] == scene
 
 
-def test_on_the_stairs_the_planner_learns_at_another_pace_and_the_controller_alone_stays_alone():
-    words = {step.name: step.words for step in plan("success", "stairs")[1]}
+@pytest.mark.parametrize("task", ["stairs", "transport"])
+def test_the_planner_learns_at_another_pace_and_the_controller_alone_stays_alone(task):
+    words = {step.name: step.words for step in plan("success", task)[1]}
     for name in ("dppo", "refine"):
         assert words[name][words[name].index("--dppo.kl-goal") + 1] == "0.04"
     assert "--dppo.kl-goal" not in {w for step in plan("success")[1] for w in step.words}
