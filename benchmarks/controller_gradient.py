@@ -68,6 +68,7 @@ class ControllerGradientArgs(Sampling, TaskFlags):
         return dataclasses.replace(
             whole,
             **shared,
+            controller_parts="both",
             schedule=joint.Schedule(rehearsals=0, planner_iterations=0),
             controller=dataclasses.replace(whole.controller, critic_warmup=10**6),
         ).resolved()

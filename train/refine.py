@@ -73,9 +73,6 @@ class Recording(joint.Update):
         return state, {**metrics, "start_range": before, "next_start_range": self.curriculum.scale}
 
 
-REHEARSAL_STEPS = 32  # as in `joint.Schedule.rehearsals`
-
-
 def learning(args: RefineArgs) -> tuple[str, ...]:
     """Parts of the controller that learn."""
     return tuple(OTHER) if args.controller_parts == "both" else (args.controller_parts,)
@@ -83,7 +80,7 @@ def learning(args: RefineArgs) -> tuple[str, ...]:
 
 def rehearsed(args: RefineArgs, config: ppo.PPOConfig) -> ppo.PPOConfig:
     """`config` of the rollouts of the controller's first training: by default a fifth of its samples, on any preset."""
-    steps = REHEARSAL_STEPS * args.schedule.rehearsals
+    steps = joint.REHEARSAL_STEPS * args.schedule.rehearsals
     return dataclasses.replace(config, num_envs=2 * args.recorded, unroll_length=steps)
 
 

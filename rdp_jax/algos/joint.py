@@ -37,6 +37,7 @@ from rdp_jax.types import LayeredEnv, Ticks, Transition, VectorEnv
 
 Array = jax.Array
 PHASES = ("planner", "controller", "both")
+REHEARSAL_STEPS = 32  # of each rehearsal, per environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,10 @@ class Schedule:
     controller_iterations: int = ranged(2, 0, 10**6, "iterations of the controller at the start of each round")
     planner_iterations: int = ranged(6, 0, 10**6, "iterations of the planner after those")
     rehearsals: int = ranged(
-        4, 0, 1000, "rollouts of 32 steps on its first commands that each iteration of the controller learns from, too"
+        4,
+        0,
+        1000,
+        f"rollouts of {REHEARSAL_STEPS} steps on its first commands that each iteration of the controller learns from, too",
     )
 
     @property

@@ -52,6 +52,7 @@ def test_what_is_summed():
 def test_a_joint_run_in_which_only_critics_learn(capsys):
     refining = controller_gradient.ControllerGradientArgs(task="door", first_std=0.5, seed=3).refining()
     assert (refining.task, refining.first_std, refining.seed) == ("door", 0.5, 3)
+    assert refining.controller_parts == "both"  # a part that does not explore has no gradient
     assert refining.controller.critic_warmup > 10**5 and {refining.schedule.phase(i) for i in range(9)} == {
         "controller"
     }
