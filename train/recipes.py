@@ -99,9 +99,16 @@ QUIET = ("--first-std", "0.5")
 SLOW = ("stairs", "transport")
 PACE = dict.fromkeys(SLOW, ("--dppo.gamma", "0.99", "--dppo.kl-goal", "0.04", "--dppo.actor-lr", "6e-6"))
 """Where little of the gradient is signal: less of a step, and more of them (docs/refine.md)."""
-LONG = dict.fromkeys(SLOW, ("--schedule.planner-iterations", "15"))
-"""The same in joint learning, whose schedule has an end."""
-ALONE = ("--schedule.planner-iterations", "0")  # the controller
+
+
+def turns(controller: int, planner: int) -> tuple[str, ...]:
+    """So many iterations of either in each round."""
+    return ("--schedule.controller-iterations", str(controller), "--schedule.planner-iterations", str(planner))
+
+
+TURNS = {"pickup": turns(5, 5), **dict.fromkeys(SLOW, turns(2, 15))}
+"""Joint learning's rounds, where others than the default are known to be better (docs/refine.md)."""
+ALONE = turns(5, 0)  # the controller
 # A denoiser's layers must be wider than the chunk (276 numbers), whose noise has to pass through them; in 300 epochs 768 are not
 # enough either (docs/planner.md).
 WIDE_MLP = ("--net", "mlp", "--planner.net.sizes", "768", "768", "768")
@@ -115,10 +122,8 @@ def _dppo(s: Settings, name: str, *more: str, row: str = "") -> Step:
 
 def _refine(s: Settings, name: str, *more: str, row: str = "", paper: str = "") -> Step:
     """Planner and controller."""
-    slow = PACE.get(s.task, ())
-    if ALONE[0] not in more:
-        slow = (*slow, *LONG.get(s.task, ()))
-    return _learn(s, "refine", name, *QUIET, *slow, *more, row=row, paper=paper)
+    rounds = () if ALONE[0] in more else TURNS.get(s.task, ())
+    return _learn(s, "refine", name, *QUIET, *PACE.get(s.task, ()), *rounds, *more, row=row, paper=paper)
 
 
 def imitation(s: Settings) -> list[Step]:

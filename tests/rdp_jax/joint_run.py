@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from layered_toy import Layered, Made
+from layered_toy import WISH, Layered, Made
 
 from rdp_jax.algos import loop
 from rdp_jax.runs import Run
@@ -36,7 +36,7 @@ def send(number):
 
 def main(out: Path, iterations: int, number: int = 0, at: int = -1) -> None:
     """See above."""
-    toy = Made(env=Deadly())
+    toy = Made(env=Deadly(), rehearsed=-WISH)
     with Run(out, {"run": "joint_run"}, resume=out.exists()) as run:
         loop.train(
             toy.update(),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layered_toy import DPPO, TICKS, Made, fragile
+from layered_toy import DPPO, TICKS, WISH, Made, fragile
 
 from envs.wrappers import settle_ticks
 from rdp_jax import guard
@@ -127,7 +127,7 @@ def run(out, *words):
 def saved(out):
     """Newest iteration, and its state."""
     checkpoints = Checkpointer(out / "checkpoints", {"run": "joint_run"})
-    return checkpoints.latest(), checkpoints.restore(Made().start())
+    return checkpoints.latest(), checkpoints.restore(Made(rehearsed=-WISH).start())
 
 
 def logged(out):

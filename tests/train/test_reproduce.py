@@ -1,5 +1,6 @@
 """Tables: every command of every recipe is a command, results are pooled right, a table goes on where it stopped."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -174,13 +175,18 @@ def test_from_scratch_legs_learn_on_the_ground_of_their_task():
 
 
 @pytest.mark.parametrize("task", ["stairs", "transport"])
-def test_the_planner_learns_at_another_pace_and_the_controller_alone_stays_alone(task):
+def test_the_planner_learns_at_another_pace(task):
     words = {step.name: step.words for step in plan("success", task)[1]}
     for name in ("dppo", "refine"):
         assert words[name][words[name].index("--dppo.kl-goal") + 1] == "0.04"
     assert "--dppo.kl-goal" not in {w for step in plan("success")[1] for w in step.words}
-    iterations = {
-        name: words[name][words[name].index("--schedule.planner-iterations") + 1 :] for name in ("refine", "controller")
-    }
-    assert iterations["refine"][0] == "15" and iterations["controller"][0] == "0"
-    assert words["controller"].count("--schedule.planner-iterations") == 1
+
+
+@pytest.mark.parametrize(("task", "rounds"), [("pickup", ["5", "5"]), ("stairs", ["2", "15"]), ("door", [])])
+def test_rounds_of_joint_learning_are_the_tasks_own_and_the_controller_alone_stays_alone(task, rounds):
+    def asked(words):
+        flags = ("--schedule.controller-iterations", "--schedule.planner-iterations")
+        return [b for flag in flags for a, b in itertools.pairwise(words) if a == flag]
+
+    found = {step.name: asked(step.words) for step in plan("success", task)[1]}
+    assert found["refine"] == rounds and found["controller"] == ["5", "0"]
