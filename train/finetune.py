@@ -42,7 +42,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     best = Best(args, state.params["actor"])
 
     def present(iteration, weights):
-        return tuned(before, weights, config, described(args, before, iteration))
+        return attempt.finished(tuned(before, weights, config, described(args, before, iteration)))
 
     def evaluate(state):
         count, weights = int(state.iteration), jax.device_get(state.params["actor"])

@@ -43,6 +43,7 @@ def settings(args: Any) -> dict[str, Any]:
         "trials": 0,
         "eval_every": 0,
         "keep": "last",
+        "final_std": None,
         "controls": False,
         "tickets": 32,
     }
@@ -187,12 +188,13 @@ def on_the_way(out: Path | None) -> dict[str, dict[str, float]]:
 
 
 def outcome(
-    before: dict[str, Any], untrained: dict[str, Any], after: dict[str, Any], result: Result, to_90: int | None
+    judged: dict[str, dict[str, Any]], after: dict[str, Any], result: Result, to_90: int | None
 ) -> dict[str, Any]:
-    """What every summary says: the evaluations before, after, and (if it differs) of the planner from which training really
-    started; iterations, and the one that reached 90 %, for tasks whose return is a success."""
+    """What every summary says: the evaluations `judged` of what nothing has learned (`before`, and those that were sampled in
+    another way), and `after`; iterations, and the one that reached 90 %, for tasks whose return is a success."""
+    before = judged["before"]
     found: dict[str, Any] = {}
-    for when, figures in (("before", before), ("untrained", untrained), ("after", after)):
+    for when, figures in (*judged.items(), ("after", after)):
         found |= {f"{name}_{when}": figures[name] for name in JUDGED if name in figures}
     return {
         **found,

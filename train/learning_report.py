@@ -38,6 +38,7 @@ CURVES = (
 MEANING = {
     "before": "the planner as it was",
     "untrained": "the same weights with the quieter first sample from which fine-tuning starts: nothing is learned yet",
+    "untrained, sampled as after": "the same weights, sampled as what was learned: still nothing is learned",
     "planner alone": "the planner that was learned, under the controller as it was",
     "after": "everything that was learned",
 }

@@ -11,13 +11,16 @@ from rdp_jax.planner import Planner
 from train.task_args import Sampling
 
 
-def with_first_std(planner: Planner, first_std: float | None) -> Planner:
-    """`planner` with another std of the first sample; itself if that is what it has."""
+def with_first_std(planner: Planner, first_std: float | None, flag: str = "first_std") -> Planner:
+    """`planner` with another std of the first sample; itself if that is what it has.
+
+    Raises `ConfigError` naming the `flag` where the planner has no first sample.
+    """
     config = planner.config
     if first_std is None or first_std == config.diffusion.first_std:
         return planner
     if config.net.kind in GAUSSIAN:
-        raise ConfigError("first_std", first_std, f"left out (a {config.net.kind} planner has no first sample)")
+        raise ConfigError(flag, first_std, f"left out (a {config.net.kind} planner has no first sample)")
     diffusion = dataclasses.replace(config.diffusion, first_std=first_std)
     return dataclasses.replace(planner, config=dataclasses.replace(config, diffusion=diffusion))
 

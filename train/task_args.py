@@ -53,6 +53,15 @@ class Sampling(Common):
         return not (self.explore_std is self.explore_correlation is self.explore_eta is None)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnedSampling(Sampling):
+    """The same where a planner learns: it may explore with more noise than it needs once it has learned."""
+
+    final_std: float | None = optional(
+        0.0, 10.0, "std of the first sample of the planner that comes out; left out: the one with which it learned"
+    )
+
+
 def with_own_controller(args: Any) -> Any:
     """`args` with the controller that lies in the run directory `--run`, unless another one is named."""
     if args.run is None or not args.run.is_dir():
@@ -297,7 +306,7 @@ class Watched(Resumable):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneArgs(Sampling, Watched, TaskFlags):
+class FinetuneArgs(LearnedSampling, Watched, TaskFlags):
     """Fine-tune a planner by reinforcement learning; the controller stays as it is."""
 
     preset: str = PLANNER_PRESET
@@ -341,7 +350,7 @@ class FinetuneArgs(Sampling, Watched, TaskFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RefineArgs(Sampling, Watched, TaskFlags):
+class RefineArgs(LearnedSampling, Watched, TaskFlags):
     """Fine-tune planner and controller together (REFINE-DP)."""
 
     task: str = chosen("pickup", T1_TASKS, "task")

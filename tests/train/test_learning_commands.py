@@ -50,14 +50,15 @@ def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
     words += ["--dppo.critic-warmup", "0", "--dppo.reset-pool", "8", "--trials", "0", "--out", str(tmp_path / "tuned")]
     words += ["--explore-std", "0.2", "--explore-correlation", "0.5"]
     first = run(capsys, *words, "--iterations", "1")
-    again = run(capsys, *words, "--iterations", "2", "--resume")
+    # How it is sampled in the end does not matter to what is learned.
+    again = run(capsys, *words, "--iterations", "2", "--resume", "--final-std", "0.25")
     assert first["metrics"]["iterations"] == 1 and again["metrics"]["iterations"] == 2
     assert again["env_steps"] == 2 * first["env_steps"] == 2 * 8 * 4 * 4
     assert len((tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()) == 2
     before, after = weights(planner), weights(tmp_path / "tuned")
     assert any((a != b).any() for a, b in zip(before, after, strict=True))
     explored = load(tmp_path / "tuned" / "planner.safetensors").config.diffusion
-    assert (explored.min_std, explored.correlation) == (0.2, 0.5)
+    assert (explored.min_std, explored.correlation, explored.first_std) == (0.2, 0.5, 0.25)
     judged = run(capsys, "eval", "--task", "hopper", "--run", str(tmp_path / "tuned"), "--trials", "2")
     assert judged["metrics"]["trials"] == 2 and np.isfinite(judged["metrics"]["return"])
 

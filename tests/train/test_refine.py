@@ -32,19 +32,20 @@ def differ(one, other):
 
 def test_both_learn_and_a_report_is_written(tmp_path, capsys):
     out = tmp_path / "refined"
-    watched = ["--eval-every", "2", "--keep", "best"]
+    watched = ["--eval-every", "2", "--keep", "best", "--final-std", "0"]
     assert main([*WORDS, *watched, "--iterations", "2", "--out", str(out), "--json"]) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     metrics = record["metrics"]
     assert record["env_steps"] == metrics["env_steps"] == 2 * 4 * 2 * 8 and metrics["iterations"] == 2
     assert {"before", "after", "planner_alone", "success_rate_after", "hand_speed_mps_before"} <= set(metrics)
     assert set(metrics["evaluations"]) == {"2"} and metrics["kept_iteration"] == 2
-    assert "untrained" not in metrics  # --first-std was not asked for
+    assert "success_rate_untrained" not in metrics  # --first-std was not asked for
+    assert "success_rate_untrained_final" in metrics
     phases = [json.loads(line)["phase"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(set(phases)) == 2
-    assert differ(
-        load(out / "planner.safetensors").bundle.weights, load(shipped("pickup", "pretrained")).bundle.weights
-    )
+    learned, given = load(out / "planner.safetensors"), load(shipped("pickup", "pretrained"))
+    assert differ(learned.bundle.weights, given.bundle.weights)
+    assert (learned.config.diffusion.first_std, given.config.diffusion.first_std) == (0.0, 1.0)
     for part in ("legs", "hands"):
         assert differ(load_weights(out / f"{part}.safetensors")[0]["actor"], load_part(part)["actor"])
     kept = load_weights(out / "best.safetensors")[0]

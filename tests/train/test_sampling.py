@@ -37,3 +37,5 @@ def test_a_planner_of_whole_chunks_has_a_std_and_no_first_sample():
     assert found.diffusion == chunks.config.diffusion
     with pytest.raises(ConfigError, match="first_std"):
         with_first_std(chunks, 0.5)
+    with pytest.raises(ConfigError, match="final_std"):
+        with_first_std(chunks, 0.5, "final_std")
