@@ -4,12 +4,14 @@ judgements, the summary, the report."""
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rdp_jax.algos.loop import Result
 from rdp_jax.planner import Planner
 from rdp_jax.runs import Run
 from train import output
+from train.keeping import CHOOSING
 from train.learning import EvaluationLog, outcome, settings, start_planner
 from train.sampling import exploring, with_first_std
 from train.task_args import Sampling
@@ -28,7 +30,6 @@ class Attempt:
       planner: the one from which learning starts: `given`, with the first sample's std and the exploration noise that were asked
         for.
       same: whether the two plan alike without exploration.
-      final: `planner` as it would come out if nothing were learned.
       stage: of the task.
       run: where to log and save; None without `--out`, and before `begin`.
       log: of the judgements.
@@ -42,7 +43,7 @@ class Attempt:
         quieter = with_first_std(self.given, getattr(args, "first_std", None))
         self.same = quieter is self.given
         self.planner = exploring(quieter, args) if isinstance(args, Sampling) else quieter
-        self.final = self.finished(self.planner)
+        self.finished(self.planner)  # refuses what cannot be
         self.stage = set_up(args, self.given.config.history, record=args.out is not None)
         check_fits(self.given, self.stage.env)
         self.log = EvaluationLog(args, self.stage)
@@ -50,10 +51,34 @@ class Attempt:
         self.before: dict[str, Any] = {}
         self.untrained: dict[str, Any] = {}
         self.untrained_final: dict[str, Any] = {}
+        self.final_scores: dict[str, float] = {}
 
-    def finished(self, planner: Planner) -> Planner:
-        """`planner` with the std of the first sample that it is to have once it has learned."""
-        return with_first_std(planner, getattr(self.args, "final_std", None), "final_std")
+    def finished(self, planner: Planner, std: float | None = None) -> Planner:
+        """`planner` with this std of the first sample, or with the first one of `--final-std` (without any: its own)."""
+        given = getattr(self.args, "final_std", ())
+        return with_first_std(planner, given[0] if std is None and given else std, "final_std")
+
+    def chosen(self, planner: Planner, under: AbstractContextManager | None = None) -> Planner:
+        """What comes out: `planner` with that std of `--final-std` with which it is best (of equals, the first), on starts that
+        nothing else is judged on; and the judgement of `self.planner` sampled alike, with nothing learned.
+
+        Args:
+          planner: what was learned.
+          under: of the stage, while it chooses (`HumanoidStage.under`).
+        """
+        stds = getattr(self.args, "final_std", ())
+        if len(stds) > 1:
+            with under or nullcontext():
+                scores = {std: self._score(self.finished(planner, std)) for std in stds}
+            self.final_scores = {f"{std:g}": score for std, score in scores.items()}
+            stds = (max(stds, key=scores.__getitem__),)
+        out, alike = (self.finished(p, *stds) for p in (planner, self.planner))
+        if alike is not self.planner:
+            self.untrained_final = self.log.judge("untrained, sampled as after", alike)
+        return out
+
+    def _score(self, planner: Planner) -> float:
+        return float(self.stage.judge(planner, self.args.seed + CHOOSING, self.args.trials)["score"])
 
     def begin(self) -> None:
         """Takes the run directory, and judges what is there before anything is learned.  Raises `RunError`."""
@@ -61,12 +86,14 @@ class Attempt:
         self.before = self.log.judge("before", self.given)
         if not self.same:
             self.untrained = self.log.judge("untrained", self.planner)
-        if self.final is not self.planner:
-            self.untrained_final = self.log.judge("untrained, sampled as after", self.final)
 
     def restored(self, state: Any) -> Any:
         """`state`, or what the run that is resumed had come to."""
         return self.run.restore(state) if self.run else state
+
+    def chosen_std(self) -> dict[str, Any]:
+        """What a summary says about the choice of `chosen`, if there was one."""
+        return {"final_std_scores": self.final_scores} if self.final_scores else {}
 
     def judged_before(self) -> dict[str, dict[str, Any]]:
         """The judgements of what was there before anything was learned, by their suffix in a summary."""
@@ -98,7 +125,12 @@ class Attempt:
             backend=self.stage.env.physics.name,
             num_envs=num_envs,
             wall_s=time.monotonic() - self.started,
-            metrics={**outcome(self.judged_before(), after, result, to_90), "env_steps": steps, **more},
+            metrics={
+                **outcome(self.judged_before(), after, result, to_90),
+                "env_steps": steps,
+                **self.chosen_std(),
+                **more,
+            },
             task=self.args.task,
             env_steps=steps,
         )

@@ -156,20 +156,18 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     pace = Pace.of(args.dppo, stage.env.spec, before.config.executed)
     best = Best(args, learned_by(state))
 
-    def present(weights, metadata):
-        return attempt.finished(tuned(before, weights, args.dppo, metadata))
-
     def evaluate(state):
         count, learned = int(state.iteration), jax.device_get(learned_by(state))
         with stage.under(learned["controller"]):
-            figures = stage.judge(present(learned["planner"], {}), best.seed, args.trials)
+            now = attempt.finished(tuned(before, learned["planner"], args.dppo, {}))
+            figures = stage.judge(now, best.seed, args.trials)
         return best.offer(count, figures, learned)
 
     result, to_90 = learn("refine", args, attempt.run, update, state, curriculum.at, pace, said, evaluate)
     count = int(result.state.iteration)
     kept, learned = best.choose(count, learned_by(result.state))
     metadata = described(args, before, kept)
-    after = present(learned["planner"], metadata)
+    after = attempt.chosen(tuned(before, learned["planner"], args.dppo, metadata), stage.under(learned["controller"]))
     if args.out:
         save(args.out / PLANNER, after)
         for part, weights in learned["controller"].items():

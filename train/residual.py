@@ -44,14 +44,15 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     state = result.state
     learned = jax.device_get(export(state))
     count = int(state.iteration)
+    final = attempt.chosen(planner)
     if args.out:
         described_as = {**described(args, planner, count), "scale": args.residual_scale}
-        save(args.out / PLANNER, attempt.final)
+        save(args.out / PLANNER, final)
         save_weights(args.out / CORRECTION, learned, described_as)
     second: dict[str, Any] = {}
     if args.trials:
         weights = (planner.bundle, (params.base, learned, scale))
-        figures = stage.judge_actor(ResidualActor(attempt.final), weights, args.seed, args.trials)
+        figures = stage.judge_actor(ResidualActor(final), weights, args.seed, args.trials)
         second = attempt.log.keep("after", figures)
     return attempt.end("finetune", config.num_envs, result, to_90, second, count * pace.steps)
 

@@ -53,15 +53,6 @@ class Sampling(Common):
         return not (self.explore_std is self.explore_correlation is self.explore_eta is None)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnedSampling(Sampling):
-    """The same where a planner learns: it may explore with more noise than it needs once it has learned."""
-
-    final_std: float | None = optional(
-        0.0, 10.0, "std of the first sample of the planner that comes out; left out: the one with which it learned"
-    )
-
-
 def with_own_controller(args: Any) -> Any:
     """`args` with the controller that lies in the run directory `--run`, unless another one is named."""
     if args.run is None or not args.run.is_dir():
@@ -306,7 +297,25 @@ class Watched(Resumable):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneArgs(LearnedSampling, Watched, TaskFlags):
+class LearnedSampling(Sampling, Watched):
+    """The same where a planner learns: it may explore with more noise than it needs once it has learned."""
+
+    final_std: tuple[float, ...] = said(
+        (),
+        "std of the first sample of the planner that comes out (0 .. 10; left out: the one with which it learned); of several, "
+        "the best on starts that choose it",
+    )
+
+    def check(self) -> None:
+        super().check()
+        if not all(0.0 <= std <= 10.0 for std in self.final_std):
+            raise ConfigError("final_std", self.final_std, "numbers, 0 .. 10")
+        if len(self.final_std) > 1 and not self.trials:
+            raise ConfigError("final_std", self.final_std, "one number, or --trials above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneArgs(LearnedSampling, TaskFlags):
     """Fine-tune a planner by reinforcement learning; the controller stays as it is."""
 
     preset: str = PLANNER_PRESET
@@ -335,6 +344,8 @@ class FinetuneArgs(LearnedSampling, Watched, TaskFlags):
         super().check()
         if self.algo == "residual" and self.explores:
             raise ConfigError("algo", self.algo, "dppo | gaussian-ppo, with flags of exploration")
+        if self.algo == "residual" and len(self.final_std) > 1:
+            raise ConfigError("final_std", self.final_std, "one number (of --algo residual)")
         if self.algo == "residual" and self.eval_every:
             raise ConfigError("eval_every", self.eval_every, "0 (a correction is not judged on the way)")
 
@@ -350,7 +361,7 @@ class FinetuneArgs(LearnedSampling, Watched, TaskFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RefineArgs(LearnedSampling, Watched, TaskFlags):
+class RefineArgs(LearnedSampling, TaskFlags):
     """Fine-tune planner and controller together (REFINE-DP)."""
 
     task: str = chosen("pickup", T1_TASKS, "task")

@@ -32,7 +32,7 @@ def differ(one, other):
 
 def test_both_learn_and_a_report_is_written(tmp_path, capsys):
     out = tmp_path / "refined"
-    watched = ["--eval-every", "2", "--keep", "best", "--final-std", "0"]
+    watched = ["--eval-every", "2", "--keep", "best", "--final-std", "0", "1"]
     assert main([*WORDS, *watched, "--iterations", "2", "--out", str(out), "--json"]) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     metrics = record["metrics"]
@@ -40,12 +40,15 @@ def test_both_learn_and_a_report_is_written(tmp_path, capsys):
     assert {"before", "after", "planner_alone", "success_rate_after", "hand_speed_mps_before"} <= set(metrics)
     assert set(metrics["evaluations"]) == {"2"} and metrics["kept_iteration"] == 2
     assert "success_rate_untrained" not in metrics  # --first-std was not asked for
-    assert "success_rate_untrained_final" in metrics
     phases = [json.loads(line)["phase"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(set(phases)) == 2
     learned, given = load(out / "planner.safetensors"), load(shipped("pickup", "pretrained"))
     assert differ(learned.bundle.weights, given.bundle.weights)
-    assert (learned.config.diffusion.first_std, given.config.diffusion.first_std) == (0.0, 1.0)
+    scores = metrics["final_std_scores"]  # of two, the better one comes out
+    assert set(scores) == {"0", "1"}
+    chosen = 1.0 if scores["1"] > scores["0"] else 0.0
+    assert learned.config.diffusion.first_std == chosen and given.config.diffusion.first_std == 1.0
+    assert ("success_rate_untrained_final" in metrics) == (chosen == 0.0)
     for part in ("legs", "hands"):
         assert differ(load_weights(out / f"{part}.safetensors")[0]["actor"], load_part(part)["actor"])
     kept = load_weights(out / "best.safetensors")[0]

@@ -1,0 +1,88 @@
+"""What comes out of learning: how noisy its first sample is, and on which starts that is decided."""
+
+import contextlib
+
+import pytest
+
+from rdp_jax.config import ConfigError, validate
+from rdp_jax.planner import Planner
+from train.attempt import Attempt
+from train.keeping import CHOOSING
+from train.sampling import with_first_std
+from train.task_args import FinetuneArgs, RefineArgs, task_planner
+
+
+class Stage:
+    """Says what it was told about each std; notes on which starts, and under which controller."""
+
+    def __init__(self, scores):
+        self.scores, self.seen, self.learned = scores, [], False
+
+    @contextlib.contextmanager
+    def under(self):
+        self.learned = True
+        yield
+        self.learned = False
+
+    def judge(self, planner, seed, trials):
+        std = planner.config.diffusion.first_std
+        self.seen.append((std, seed, trials, self.learned))
+        return {"score": self.scores[std], "success_rate": self.scores[std]}
+
+
+class Log:
+    """As `EvaluationLog`, on the seed of the command."""
+
+    def __init__(self, stage, args):
+        self.stage, self.args = stage, args
+
+    def judge(self, name, planner):
+        return {"name": name, **self.stage.judge(planner, self.args.seed, self.args.trials)}
+
+
+def attempt(scores, **more):
+    """One that has a stage and a planner, whose first sample has a std of 0.5."""
+    args = RefineArgs(trials=10, seed=3, **more)
+    found = Attempt.__new__(Attempt)
+    found.args, found.stage = args, Stage(scores)
+    given = Planner(config=task_planner(), dims=None, bundle=None, base=None, tuned_steps=0, metadata={})
+    found.planner = with_first_std(given, 0.5)
+    found.log, found.final_scores, found.untrained_final = Log(found.stage, args), {}, {}
+    return found
+
+
+def std_of(planner):
+    return planner.config.diffusion.first_std
+
+
+def test_the_best_std_comes_out_and_what_has_learned_nothing_is_judged_alike():
+    made = attempt({0.5: 0.6, 0.25: 0.9, 0.0: 0.9}, final_std=(0.5, 0.25, 0.0))
+    out = made.chosen(made.planner, made.stage.under())
+    assert std_of(out) == 0.25  # of equals the first
+    choosing = [(std, 3 + CHOOSING, 10, True) for std in (0.5, 0.25, 0.0)]
+    assert made.stage.seen == [*choosing, (0.25, 3, 10, False)]
+    assert made.chosen_std() == {"final_std_scores": {"0.5": 0.6, "0.25": 0.9, "0": 0.9}}
+    assert made.untrained_final["success_rate"] == 0.9
+
+
+def test_a_single_std_is_not_chosen_and_its_own_needs_no_other_judgement():
+    one = attempt({0.0: 0.7}, final_std=(0.0,))
+    assert std_of(one.chosen(one.planner)) == 0.0 and one.stage.seen == [(0.0, 3, 10, False)]
+    own = attempt({0.5: 0.8, 0.0: 0.7}, final_std=(0.5, 0.0))
+    assert std_of(own.chosen(own.planner)) == 0.5 and len(own.stage.seen) == 2 and not own.untrained_final
+    none = attempt({})
+    assert none.chosen(none.planner) is none.planner and none.chosen_std() == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        (RefineArgs, {"final_std": (0.5, -0.1)}),
+        (RefineArgs, {"final_std": (float("nan"),)}),
+        (RefineArgs, {"final_std": (0.5, 0.0), "trials": 0}),
+        (FinetuneArgs, {"final_std": (0.5, 0.0), "algo": "residual"}),
+    ],
+)
+def test_what_cannot_be_chosen_from_is_refused(kind, flags):
+    with pytest.raises(ConfigError, match="final_std"):
+        validate(kind(**flags))
