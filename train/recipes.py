@@ -96,6 +96,8 @@ def _collect(s: Settings, episodes: int, *more: str) -> Step:
 
 
 QUIET = ("--first-std", "0.5")
+CHOICE = ("--final-std", "0.5", "0.25", "0")
+"""Of what was learned: some tasks are won best without noise, others need it to get unstuck (docs/refine.md)."""
 SLOW = ("stairs", "transport")
 PACE = dict.fromkeys(SLOW, ("--dppo.gamma", "0.99", "--dppo.kl-goal", "0.04", "--dppo.actor-lr", "6e-6"))
 """Where little of the gradient is signal: less of a step, and more of them (docs/refine.md)."""
@@ -117,13 +119,13 @@ START = ("--planner", "{dit}/planner.safetensors")
 
 def _dppo(s: Settings, name: str, *more: str, row: str = "") -> Step:
     """The planner alone."""
-    return _learn(s, "finetune", name, *more, *QUIET, *PACE.get(s.task, ()), row=row)
+    return _learn(s, "finetune", name, *more, *QUIET, *CHOICE, *PACE.get(s.task, ()), row=row)
 
 
 def _refine(s: Settings, name: str, *more: str, row: str = "", paper: str = "") -> Step:
     """Planner and controller."""
     rounds = () if ALONE[0] in more else TURNS.get(s.task, ())
-    return _learn(s, "refine", name, *QUIET, *PACE.get(s.task, ()), *rounds, *more, row=row, paper=paper)
+    return _learn(s, "refine", name, *QUIET, *CHOICE, *PACE.get(s.task, ()), *rounds, *more, row=row, paper=paper)
 
 
 def imitation(s: Settings) -> list[Step]:
