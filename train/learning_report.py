@@ -26,6 +26,7 @@ ROWS = (
     ("hand_speed_mps", "hand speed [m/s]", 3),
 )
 CURVES = (
+    ("eval/success_rate", "Success without exploration noise, judged on the way", "share of episodes"),
     ("policy/kl_last", "KL of the planner from the rollout's", "nat per denoising step"),
     ("value/explained_variance", "Variance of returns that the critic explains", ""),
     ("hands/reward", "Reward of the hands per tick", ""),
@@ -132,6 +133,10 @@ def write(
         caption=f"{' / '.join(map(str, sorted(trials)))} fresh starts, the same ones in every column; 95 % intervals",
     )
     page.add_text("\n".join(f"- **{name}**: {MEANING[name]}" for name in stages if name in MEANING))
+    scores = record["metrics"].get("final_std_scores", {})
+    if scores:
+        said = ", ".join(f"{std}: {score:.3f}" for std, score in scores.items())
+        page.add_text(f"The std of the first sample was chosen by success on other starts ({said}).")
     page.add_section("Where episodes are lost")
     names = [name for name in env.task.stages if any(name in f["failures_by_stage"] for f in stages.values())]
     lost = [

@@ -67,12 +67,13 @@ def test_the_page_holds_figures_curve_and_replay(stage, tmp_path):
         {"iteration": i, "episode/finished": 20.0, "episode/return": 0.5 + 0.1 * i, "policy/kl_last": 0.1}
         for i in range(1, 4)
     ]
+    rows[0]["eval/success_rate"], rows[2]["eval/success_rate"] = 0.4, 0.9
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     record = {
         "command": "refine",
         "task": "pickup",
         "seed": 7,
-        "metrics": {"iterations": 3, "env_steps": 480},
+        "metrics": {"iterations": 3, "env_steps": 480, "final_std_scores": {"0.5": 0.75, "0": 0.875}},
         "wall_s": 90.0,
         "device": "cpu",
         "versions": {"jax": "1"},
@@ -89,6 +90,8 @@ def test_the_page_holds_figures_curve_and_replay(stage, tmp_path):
         "touched",
         "(160 environment steps)",
         "Success with exploration noise",
+        "judged on the way",
+        "0.5: 0.750, 0: 0.875",
         "rdp refine",
     ):
         assert word in page
@@ -121,7 +124,8 @@ def test_no_curve_is_no_error(tmp_path):
 def test_the_demo_is_refine_with_other_settings(tmp_path):
     args = demo.refine_args(DemoArgs(num_envs=16, trials=4, seed=3, minutes=2.5), tmp_path / "run")
     assert args.dppo.num_envs == 16 and args.seed == 3 and args.trials == 4 and args.minutes == 2.5
-    assert args.schedule.phase(0) == args.schedule.phase(1) == "controller" and args.schedule.phase(2) == "planner"
+    phases = [args.schedule.phase(i) for i in range(50)]
+    assert phases == sorted(phases) and phases[1] == "controller" and phases[8] == "planner"  # the one, then the other
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     with pytest.raises(RunError, match="not empty"):
