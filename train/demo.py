@@ -17,7 +17,7 @@ CHUNKS = 16  # per environment and iteration: one that has begun when the time i
 
 
 def refine_args(args: DemoArgs, out: Path) -> RefineArgs:
-    """What the demo asks of `rdp refine`: four iterations of the controller, then the planner until the time is up."""
+    """What the demo asks of `rdp refine`: two iterations of the controller, then the planner until the time is up."""
     defaults = RefineArgs.defaults("cpu")
     envs = args.num_envs or defaults.dppo.num_envs
     dppo = dataclasses.replace(defaults.dppo, unroll_length=CHUNKS)
@@ -34,7 +34,7 @@ def refine_args(args: DemoArgs, out: Path) -> RefineArgs:
             trials=args.trials,
             first_std=FIRST_STD,
             dppo=dppo,
-            schedule=Schedule(rounds=1, controller_iterations=4, planner_iterations=200, rehearsals=0),
+            schedule=Schedule(rounds=1, controller_iterations=2, planner_iterations=200, rehearsals=0),
         ).resolved()
     )
 
