@@ -59,8 +59,9 @@ class Attempt:
         return with_first_std(planner, given[0] if std is None and given else std, "final_std")
 
     def chosen(self, planner: Planner, under: AbstractContextManager | None = None) -> Planner:
-        """What comes out: `planner` with that std of `--final-std` with which it is best (of equals, the first), on starts that
-        nothing else is judged on; and the judgement of `self.planner` sampled alike, with nothing learned.
+        """What comes out: `planner` with that std of `--final-std` with which it is best (of equals, the first), on the starts
+        that `--keep best` chooses on, which are not those of the final judgement; and the judgement of `self.planner` sampled
+        alike, with nothing learned.
 
         Args:
           planner: what was learned.

@@ -50,7 +50,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
 
     result, to_90 = learn("finetune", args, attempt.run, update, state, params, pace, note, evaluate)
     kept, weights = best.choose(int(result.state.iteration), result.state.params["actor"])
-    after = attempt.chosen(tuned(before, weights, config, described(args, before, kept)))
+    after = attempt.chosen(present(kept, weights))
     if args.out:
         save(args.out / PLANNER, after)
     second = attempt.log.judge("after", after)

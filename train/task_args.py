@@ -229,7 +229,7 @@ def task_dppo(preset: str) -> DPPOConfig:
     """DPPO on the T1 tasks: sparse reward, all five steps tuned and scored, each weighed by its std.
 
     The last two have a std of 0.025 and 0.02, and little of their gradient is signal.  Unweighed they drown the others; without
-    them (`quiet_steps=2`) the door is learned fastest, and a box in two palms is dropped more often (docs/refine.md).
+    them (`quiet_steps=2`) the door is learned fastest, and a box in two palms is dropped more often (docs/refine_log.md).
     A chunk has 184 scored numbers, and a clip of their mean log-ratio at 0.02 would be one of 3.7 for their sum: with it success
     fell from 0.76 to 0.05 within four iterations, and a fixed rate of 5e-5 is a KL of 2.7 nat in a single step.  So the rate is
     adapted to a KL per iteration (docs/refine.md), and where the first rate is too large the actor rests beyond twice that KL: on
@@ -298,7 +298,7 @@ class Watched(Resumable):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnedSampling(Sampling, Watched):
-    """The same where a planner learns: it may explore with more noise than it needs once it has learned."""
+    """`Sampling` where a planner learns: it may explore with more noise than it needs once it has learned."""
 
     final_std: tuple[float, ...] = said(
         (),
@@ -371,7 +371,7 @@ class RefineArgs(LearnedSampling, TaskFlags):
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     curriculum: bool = said(False, "widen the starts by a tenth whenever nine tenths of the episodes succeed")
     recorded: int = ranged(64, 4, 2**20, "environments whose ticks the controller learns from")
-    # Legs that learn here improve nothing that can be seen, and the hands on them get worse (docs/refine.md).
+    # Legs that learn here improve nothing that can be seen, and the hands on them get worse (docs/refine_log.md).
     controller_parts: str = chosen(
         "hands",
         ("both", "legs", "hands"),

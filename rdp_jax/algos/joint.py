@@ -12,7 +12,7 @@ what the other learner has changed is data:
 
 `Schedule` says which comes when.  Where the controller learns, a share of its samples may come from the commands on which it was
 trained at first (`rehearsals`), so that it forgets nothing.  They are part of the same minibatches: a gradient of their own, of
-few samples and a step as large, was mostly noise, and undid what the task had taught (docs/refine.md).
+few samples and a step as large, was mostly noise, and undid what the task had taught (docs/refine_log.md).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def controller_ppo() -> ppo.PPOConfig:
     """PPO of a controller that is good already: small steps, inputs scaled as they were, and a critic that learns first.
 
     Its critics explain nearly all of the returns, and with a lambda of 0.8 four to ten times as much of the gradient is signal as
-    with 0.95, with which the hands did not learn (docs/refine.md).
+    with 0.95, with which the hands did not learn (docs/refine_log.md).
     """
     return ppo.PPOConfig(
         gae_lambda=0.8,
