@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 from envs.chunk import Chunked
 from envs.control.env import ControlConfig, ControlEnv, training_params
 from envs.tasks.command import TICKS
+from envs.tasks.hierarchy import PlannerParams
 from envs.wrappers import AutoReset, LayeredAutoReset
 from rdp_jax import parallel
 from rdp_jax.algos import dppo, joint, ppo
@@ -30,19 +30,20 @@ from train.pretrain import PLANNER
 from train.task_args import RefineArgs
 from train.tasks import HumanoidStage
 
-WIDER, PASS = 1.1, 0.9  # the curriculum's factor, and the success that earns it
+WIDER = 1.1  # the curriculum's factor
 
 
 class Curriculum:
-    """Spread of the starts, widened by a tenth whenever `PASS` of an iteration's episodes succeed (REFINE-DP, section 1).
+    """Spread of the starts, widened by a tenth whenever `--curriculum-pass` of an iteration's episodes succeed (REFINE-DP,
+    section 1, has nine tenths).
 
     A resumed run reads where it was from its own `metrics.jsonl`.
     """
 
-    def __init__(self, on: bool, stage: HumanoidStage, first: float, out: Path | None, resume: bool):
-        self.on, self.params, self.scale = on, stage.params, first
-        path = out / "metrics.jsonl" if out and resume else None
-        if on and path and path.is_file():
+    def __init__(self, args: RefineArgs, params: PlannerParams):
+        self.on, self.enough, self.params, self.scale = args.curriculum, args.curriculum_pass, params, args.start_range
+        path = args.out / "metrics.jsonl" if args.out and args.resume else None
+        if self.on and path and path.is_file():
             for line in path.read_text().splitlines():
                 self.scale = json.loads(line).get("next_start_range", self.scale)
 
@@ -55,7 +56,7 @@ class Curriculum:
 
     def learn(self, metrics: dict[str, Any]) -> None:
         """After an iteration."""
-        if self.on and success_of(metrics) >= PASS:
+        if self.on and success_of(metrics) >= self.enough:
             self.scale *= WIDER
 
 
@@ -151,7 +152,7 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     attempt.begin()
     state, learners = begin(args, stage, before, parallel.make_mesh())
     state = attempt.restored(state)
-    curriculum = Curriculum(args.curriculum, stage, args.start_range, args.out, args.resume)
+    curriculum = Curriculum(args, stage.params)
     update = Recording(curriculum, args.schedule, *learners)
     pace = Pace.of(args.dppo, stage.env.spec, before.config.executed)
     best = Best(args, learned_by(state))

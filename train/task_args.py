@@ -369,7 +369,8 @@ class RefineArgs(LearnedSampling, TaskFlags):
     planner: Path | None = input_file("planner file to start from; left out: the shipped pre-trained one")
     iterations: int | None = optional(1, 10**7, "iterations of either kind; left out: those of the schedule")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
-    curriculum: bool = said(False, "widen the starts by a tenth whenever nine tenths of the episodes succeed")
+    curriculum: bool = said(False, "widen the starts by a tenth whenever enough of an iteration's episodes succeed")
+    curriculum_pass: float = ranged(0.9, 0.01, 1.0, "share of the episodes, exploring, that is enough for --curriculum")
     recorded: int = ranged(64, 4, 2**20, "environments whose ticks the controller learns from")
     # Legs that learn here improve nothing that can be seen, and the hands on them get worse (docs/refine_log.md).
     controller_parts: str = chosen(

@@ -14,7 +14,7 @@ from rdp_jax.config import ConfigError
 from rdp_jax.planner import load
 from train.cli import main
 from train.controller import load_part
-from train.refine import check_parts, quieter, rehearsals
+from train.refine import Curriculum, check_parts, quieter, rehearsals
 from train.task_args import RefineArgs
 from train.tasks import shipped
 
@@ -54,6 +54,20 @@ def test_both_learn_and_a_report_is_written(tmp_path, capsys):
     kept = load_weights(out / "best.safetensors")[0]
     assert not differ(kept["controller"]["legs"]["actor"], load_weights(out / "legs.safetensors")[0]["actor"])
     assert "<html" in (out / "report.html").read_text()
+
+
+def test_starts_widen_when_enough_episodes_succeed_and_a_resumed_run_knows_how_far_they_were(tmp_path):
+    args = RefineArgs(curriculum=True, curriculum_pass=0.8, out=tmp_path)
+    curriculum = Curriculum(args, None)
+    for success, finished, scale in ((0.79, 10.0, 1.0), (0.8, 10.0, 1.1), (1.0, 0.0, 1.1), (0.95, 10.0, 1.21)):
+        curriculum.learn({"episode/return": success, "episode/finished": finished})
+        assert curriculum.scale == pytest.approx(scale)
+    (tmp_path / "metrics.jsonl").write_text('{"next_start_range": 1.1}\n{"next_start_range": 1.21}\n')
+    assert Curriculum(dataclasses.replace(args, resume=True), None).scale == 1.21
+    assert Curriculum(args, None).scale == 1.0
+    without = Curriculum(dataclasses.replace(args, curriculum=False), None)
+    without.learn({"episode/return": 1.0, "episode/finished": 10.0})
+    assert without.scale == 1.0
 
 
 def test_a_quieter_controller_differs_in_its_exploration_only():
