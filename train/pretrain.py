@@ -66,7 +66,7 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
     policy: Any = make_policy(args.planner, dims)
     data, bundle = normalised(args, found)
     steps = max(data[0].obs.shape[0] // args.bc.batch, 1)
-    config = dataclasses.replace(args.bc, total_steps=steps * args.epochs)
+    config = dataclasses.replace(args.bc, total_steps=max(steps * args.epochs, 1))
     recorded = to_dict(
         dataclasses.replace(
             args, out=None, data=None, legs=None, hands=None, resume=False, json=False, minutes=None, trials=0

@@ -71,7 +71,7 @@ def _pretrain(
     s: Settings, name: str, data: str, count: int, *more: str, row: str = "", paper: str = "", passes: int | None = None
 ) -> Step:
     words = _common(s, "pretrain", "--task", s.task, "--data", data, "--demonstrations", str(count))
-    words = (*words, "--epochs", str(passes or epochs(count)), "--trials", str(s.trials), *more)
+    words = (*words, "--epochs", str(epochs(count) if passes is None else passes), "--trials", str(s.trials), *more)
     return Step(name, words, row, paper=paper)
 
 
@@ -148,12 +148,18 @@ def success(s: Settings) -> list[Step]:
     start = ("--planner", "{start}/planner.safetensors")
     few = f"DiT of {PASSES[s.task]} passes: from which the rest starts"
     # As in OU exploration: the noise of an action is most of the last one's.
-    ou = ("--algo", "gaussian-ppo", "--planner", "{gaussian}/planner.safetensors", "--explore-correlation", "0.9")
+    ou = ("--algo", "gaussian-ppo", "--explore-correlation", "0.9", "--planner")
+    imitator = (*ou, "{gaussian}/planner.safetensors")
+    # What knows nothing has to try more than what imitates.
+    scratch = (*ou, "{blank}/planner.safetensors", "--explore-std", "0.3")
+    gaussian = ("--net", "gaussian-mlp")
     dppo = _dppo(s, "dppo", *start, row="DiT, DPPO (planner only)")
     return [
         *imitation(s),
-        _pretrain(s, "gaussian", "{demos}", 50, "--net", "gaussian-mlp", row="Gaussian MLP, imitation"),
-        _learn(s, "finetune", "gaussian-ppo", *ou, row="Gaussian MLP, PPO with OU exploration"),
+        _pretrain(s, "gaussian", "{demos}", 50, *gaussian, row="Gaussian MLP, imitation"),
+        _learn(s, "finetune", "gaussian-ppo", *imitator, row="Gaussian MLP, PPO with OU exploration"),
+        _pretrain(s, "blank", "{demos}", 50, *gaussian, passes=0),
+        _learn(s, "finetune", "scratch", *scratch, row="Gaussian MLP, PPO from scratch", paper="0"),
         _pretrain(s, "start", "{demos}", 50, row=few, passes=PASSES[s.task], paper="0.50-0.73"),
         _learn(s, "finetune", "residual", "--algo", "residual", *start, *QUIET, row="DiT, residual"),
         dppo,

@@ -197,7 +197,7 @@ class PretrainArgs(Resumable, TaskFlags):
     net: str = chosen("dit", ("dit", "mlp", "unet", "lstm", "gaussian-mlp"), "kind of planner")
     demonstrations: int | None = optional(1, 10**7, "use that many episodes; left out: all")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
-    epochs: int = ranged(200, 1, 10**7, "passes over the data")
+    epochs: int = ranged(200, 0, 10**7, "passes over the data; 0: random weights, with the data's bounds")
     pad_end: str = chosen("repeat", ("repeat", "none"), "windows at an episode's end: repeat its last action, or none")
     validation: float = ranged(0.04, 0.0, 0.9, "share of episodes kept for validation")
     trials: int = ranged(64, 0, 10**7, "episodes of the closing evaluation; 0 for none")

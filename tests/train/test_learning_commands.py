@@ -44,6 +44,21 @@ def weights(directory):
     return [np.asarray(x) for x in jax.tree.leaves(load(directory / "planner.safetensors").bundle.weights)]
 
 
+def test_no_passes_leave_random_weights_with_the_bounds_of_the_data(planner, tmp_path, capsys):
+    words = ["pretrain", "--preset", "gym", "--task", "hopper", "--data", str(planner.parent / "episodes.safetensors")]
+    words += ["--epochs", "0", "--trials", "0", *TINY_NET]
+    record = run(capsys, *words, "--out", str(tmp_path / "blank"))
+    assert record["metrics"]["gradient_steps"] == 0 and record["metrics"]["loss"] is None
+    blank, taught = (load(place / "planner.safetensors") for place in (tmp_path / "blank", planner))
+    for name in ("obs", "action"):
+        mine, theirs = getattr(blank.bundle, name), getattr(taught.bundle, name)
+        assert np.array_equal(mine.lo, theirs.lo) and np.array_equal(mine.hi, theirs.hi)
+    assert any((a != b).any() for a, b in zip(weights(planner), weights(tmp_path / "blank"), strict=True))
+    run(capsys, *words, "--seed", "1", "--out", str(tmp_path / "another"))
+    pairs = zip(weights(tmp_path / "another"), weights(tmp_path / "blank"), strict=True)
+    assert any((a != b).any() for a, b in pairs)
+
+
 def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
     words = ["finetune", "--preset", "gym", "--task", "hopper", "--planner", str(planner / "planner.safetensors")]
     words += ["--num-envs", "8", "--dppo.unroll-length", "4", "--dppo.minibatches", "2", "--dppo.epochs", "1"]
