@@ -126,7 +126,7 @@ def begin(
     # Of the policies' widths.
     config = dataclasses.replace(args.controller, actor_sizes=sizes.pop())
     policy: Any = before.actor().policy
-    planner = dppo.init(jax.random.key(args.seed), args.dppo, policy, before.bundle, vector, stage.params, mesh)
+    planner = dppo.init(jax.random.key(args.seed), args.dppo, policy, before.bundle, vector, stage.practice, mesh)
     old = rehearsals(args, config, bool(stage.env.control.scene.platforms))
     key = jax.random.fold_in(jax.random.key(args.seed), 1)
     places = {part: (own, env, params_for(controller)) for part, (own, env, params_for) in old.items()}
@@ -152,7 +152,7 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     attempt.begin()
     state, learners = begin(args, stage, before, parallel.make_mesh())
     state = attempt.restored(state)
-    curriculum = Curriculum(args, stage.params)
+    curriculum = Curriculum(args, stage.practice)
     update = Recording(curriculum, args.schedule, *learners)
     pace = Pace.of(args.dppo, stage.env.spec, before.config.executed)
     best = Best(args, learned_by(state))

@@ -30,7 +30,7 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     mesh = parallel.make_mesh()
     vector = Residual(AutoReset(Chunked(stage.env, planner.config.executed)), planner)  # type: ignore[arg-type]
     scale = jnp.float32(args.residual_scale)
-    params = ResidualParams(stage.params, planner.bundle, planner.base if planner.tuned_steps else (), scale)
+    params = ResidualParams(stage.practice, planner.bundle, planner.base if planner.tuned_steps else (), scale)
     config = args.residual
     state = ppo.init(jax.random.key(args.seed), config, vector, params, mesh)
     # Before it has learned anything it must not disturb: the mean starts at zero.

@@ -305,9 +305,18 @@ class LearnedSampling(Sampling, Watched):
         "std of the first sample of the planner that comes out (0 .. 10; left out: the one with which it learned); of several, "
         "the best on starts that choose it",
     )
+    practice_radius: float | None = optional(
+        0.01,
+        1.0,
+        "how near to its goal a box must come to rest while learning (transport; left out: as judged, 0.1)",
+        "m",
+    )
 
     def check(self) -> None:
         super().check()
+        task: str = getattr(self, "task", "")
+        if self.practice_radius is not None and task != "transport":
+            raise ConfigError("practice_radius", self.practice_radius, f"left out ({task} has no such radius)")
         if not all(0.0 <= std <= 10.0 for std in self.final_std):
             raise ConfigError("final_std", self.final_std, "numbers, 0 .. 10")
         if len(self.final_std) > 1 and not self.trials:

@@ -31,11 +31,13 @@ class Stage(Protocol):
 
     Attributes:
       env: the environment, one action per step.
-      params: its parameters.
+      params: its parameters, under which planners are judged.
+      practice: those under which they learn.
     """
 
     env: Any
     params: Any
+    practice: Any
 
     def judge(
         self, planner: Planner, seed: int, trials: int, at_once: int | None = None, explore: bool = False
@@ -75,6 +77,7 @@ class HumanoidStage:
         self.last: Played | None = None
         self.env = Hierarchy(make_task(args.task), act, HierarchyConfig(args.backend, args.physics_dt, history))
         self.params = self._params(args)
+        self.practice = self._practice(getattr(args, "practice_radius", None))
         self._theatres: dict[Any, Theatre] = {}
 
     def theatre(self, name: Any, player: Callable[[], Any]) -> Theatre:
@@ -90,6 +93,13 @@ class HumanoidStage:
         params = self.env.default_params(controller)
         start = params.control.world.replace(scale=jnp.float32(args.start_range))
         return params.replace(control=params.control.replace(world=start))
+
+    def _practice(self, radius: float | None) -> PlannerParams:
+        """The parameters, with another radius of the goal."""
+        if radius is None:
+            return self.params
+        control = self.params.control
+        return self.params.replace(control=control.replace(world=control.world.replace(near=jnp.float32(radius))))
 
     @contextlib.contextmanager
     def under(self, controller: Mapping[str, Any]) -> Iterator[None]:
@@ -145,7 +155,7 @@ class GymStage:
     def __init__(self, args: TaskFlags, history: int = 1):
         if history != 1:
             raise ConfigError("planner.history", history, f"1 for {args.task}")
-        self.name, self.params = args.task, ()
+        self.name, self.params, self.practice = args.task, (), ()
         self.env = Locomotion(args.task, args.backend)
         self._plays: dict[Any, Callable[..., Any]] = {}
 

@@ -71,8 +71,8 @@ class Task(Protocol):
 
     def vary(self, key: Array, model: ModelParams, params: Any) -> ModelParams: ...
 
-    def start(self, view: View) -> Any:
-        """Task state at the start."""
+    def start(self, view: View, params: Any = None) -> Any:
+        """Task state at the start; `params` left out: the default ones."""
         ...
 
     def tick(self, world: Any, view: View) -> tuple[Any, Array | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -171,9 +171,9 @@ class Door:
         friction = jax.random.uniform(kf, minval=params.friction[0], maxval=params.friction[1])
         return model.replace(body_mass=model.body_mass.at[self.body].multiply(mass), friction=model.friction * friction)
 
-    def start(self, view: View) -> DoorWorld:
+    def start(self, view: View, params: Any = None) -> DoorWorld:
         """Latched."""
-        del view
+        del view, params
         return DoorWorld(latched=jnp.array(True), worked=jnp.array(False))
 
     def angles(self, view: View) -> Array:

@@ -131,7 +131,7 @@ class Hierarchy:
         key, inner_key, late_key, noise_key = jax.random.split(key, 4)
         inner = self.control.reset(inner_key, params.control)
         view = self._view(inner)
-        world = self.task.start(view)
+        world = self.task.start(view, params.control.world)
         seen = self._see(world, view, params, noise_key)
         frame = jnp.concatenate([self._robot_frame(view, inner.task.command), seen])
         task = PlannerTask(

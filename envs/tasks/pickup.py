@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +45,9 @@ class Pickup(BoxTask):
         objects.add_box(spec, "box", EDGE, 1.0, ("table",))
         return spec
 
-    def start(self, view: View) -> PickupWorld:
+    def start(self, view: View, params: Any = None) -> PickupWorld:
         """Nothing held."""
-        del view
+        del view, params
         return PickupWorld(held=jnp.int32(0))
 
     def holds(self, view: View) -> Array:

@@ -25,10 +25,19 @@ REST_S = 0.5
 
 
 @struct.dataclass
+class TransportStart(BoxStart):
+    """`near ()`: how near to the goal is good enough [m]."""
+
+    near: Array
+
+
+@struct.dataclass
 class TransportWorld:
-    """`goal ()` x of the goal on the second table [m]; rested `()` int32 planner steps at rest there; `carried ()` bool."""
+    """`goal ()` x of the goal on the second table and `near ()` how near to it is good enough [m]; `rested ()` int32 planner
+    steps at rest there; `carried ()` bool."""
 
     goal: Array
+    near: Array
     rested: Array
     carried: Array
 
@@ -67,12 +76,13 @@ class Transport(BoxTask):
         xy = goal[:2] - gait.turn(goal[2], jnp.array([REACH, 0.0]))
         return jnp.stack([xy[0], xy[1], goal[2]])
 
-    def start(self, view: View) -> TransportWorld:
+    def start(self, view: View, params: TransportStart | None = None) -> TransportWorld:
         """The goal follows from where the box happens to stand: no key is needed, and the two are independent enough."""
         pose = self.box_pose(view)
         share = jnp.mod(997.0 * (pose[0] + 3.0 * pose[1]), 1.0)
         goal = GOAL_X[0] + share * (GOAL_X[1] - GOAL_X[0])
-        return TransportWorld(goal=goal, rested=jnp.int32(0), carried=jnp.array(False))
+        near = (params or self.default_params()).near
+        return TransportWorld(goal=goal, near=near, rested=jnp.int32(0), carried=jnp.array(False))
 
     def distance(self, world: TransportWorld, view: View) -> Array:
         """From the box to the goal, horizontally [m]."""
@@ -86,7 +96,7 @@ class Transport(BoxTask):
 
     def on_goal(self, world: TransportWorld, view: View) -> Array:
         """The box stands on the second table near the goal."""
-        return (self.distance(world, view) < NEAR) & (jnp.abs(self.height(view)) < 0.015)
+        return (self.distance(world, view) < world.near) & (jnp.abs(self.height(view)) < 0.015)
 
     def advance(self, world: TransportWorld, view: View) -> TransportWorld:
         """Counts how long the box has rested at the goal with nobody touching it."""
@@ -127,6 +137,7 @@ class Transport(BoxTask):
         stage = jnp.where(placed, 5, stage)
         return jnp.where(placed & self.released(view), 6, stage).astype(jnp.int32)
 
-    def default_params(self) -> BoxStart:
+    def default_params(self) -> TransportStart:
         """The pickup's starts, with boxes that arms can carry for long."""
-        return super().default_params().replace(box_mass=jnp.array([0.5, 1.5]))
+        nominal = {**vars(super().default_params()), "box_mass": jnp.array([0.5, 1.5])}
+        return TransportStart(**nominal, near=jnp.float32(NEAR))

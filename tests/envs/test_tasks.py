@@ -145,6 +145,10 @@ def test_transport_is_won_by_letting_go_at_the_goal():
     assert not won(placed(env, state, box=at_goal.at[2].add(0.05), hands=away.measured.hand_pos))
     first_table = jnp.asarray([0.17, 0.0, TABLE_HEIGHT + 0.5 * EDGE, 1, 0, 0, 0], jnp.float32)
     assert not won(placed(env, state, box=first_table, hands=away.measured.hand_pos))
+    near = placed(env, state, box=at_goal.at[0].add(0.06), hands=away.measured.hand_pos)
+    assert won(near)
+    world = task.start(away, task.default_params().replace(near=jnp.float32(0.05)))  # a stricter goal
+    assert won(away) and not won(near)
 
 
 @pytest.mark.parametrize(("inside", "stays"), [(0.15, True), (0.06, True), (-0.02, False)])

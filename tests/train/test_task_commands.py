@@ -5,6 +5,8 @@ import pytest
 
 from rdp_jax.data import episodes as E
 from train.cli import main
+from train.task_args import RefineArgs
+from train.tasks import HumanoidStage
 
 BAD = (
     (["collect", "--task", "juggling", "--out", "OUT"], "--task"),
@@ -30,6 +32,8 @@ BAD = (
     (["finetune", "--dppo.minibatches", "7"], "--dppo.minibatches: got 7"),
     (["finetune", "--algo", "residual", "--explore-std", "0.1"], "--algo: got 'residual'"),
     (["finetune", "--dppo.critic-sizes", "32", "32"], "--dppo.critic-sizes: got (32, 32), allowed: an odd number"),
+    (["refine", "--task", "door", "--practice-radius", "0.05"], "--practice-radius: got 0.05, allowed: left out"),
+    (["finetune", "--task", "transport", "--practice-radius", "0"], "--practice-radius: got 0.0, allowed: 0.01"),
     (["pretrain", "--data", "DATA", "--net", "mlp", "--planner.net.sizes", "8", "16", "8"], "--planner.net.sizes: got"),
 )
 
@@ -59,6 +63,15 @@ def test_bad_input_is_refused_before_anything_is_written(words, complaint, data,
     assert main(words) == 2
     assert complaint in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_stricter_goal_is_for_learning_only():
+    stage = HumanoidStage(RefineArgs(task="transport", practice_radius=0.05))
+    worlds = [params.control.world for params in (stage.params, stage.practice)]
+    assert [round(float(world.near), 6) for world in worlds] == [0.1, 0.05]
+    assert all(bool((getattr(worlds[0], name) == getattr(worlds[1], name)).all()) for name in ("scale", "box_mass"))
+    stage = HumanoidStage(RefineArgs(task="transport"))
+    assert stage.practice is stage.params
 
 
 def test_demonstrations_are_never_overwritten(tmp_path, data, capsys):
