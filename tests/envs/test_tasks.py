@@ -147,8 +147,9 @@ def test_transport_is_won_by_letting_go_at_the_goal():
     assert not won(placed(env, state, box=first_table, hands=away.measured.hand_pos))
     near = placed(env, state, box=at_goal.at[0].add(0.06), hands=away.measured.hand_pos)
     assert won(near)
-    world = task.start(away, task.default_params().replace(near=jnp.float32(0.05)))  # a stricter goal
-    assert won(away) and not won(near)
+    stricter = task.start(away, task.default_params().replace(near=jnp.float32(0.05))).near
+    world = world.replace(near=stricter)
+    assert float(stricter) == pytest.approx(0.05) and won(away) and not won(near)
 
 
 @pytest.mark.parametrize(("inside", "stays"), [(0.15, True), (0.06, True), (-0.02, False)])
