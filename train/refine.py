@@ -41,7 +41,8 @@ class Curriculum:
     """
 
     def __init__(self, args: RefineArgs, params: PlannerParams):
-        self.on, self.enough, self.params, self.scale = args.curriculum, args.curriculum_pass, params, args.start_range
+        self.on, self.enough, self.params = args.curriculum, args.curriculum_pass, params
+        self.scale = args.start_range if args.practice_range is None else args.practice_range
         path = args.out / "metrics.jsonl" if args.out and args.resume else None
         if self.on and path and path.is_file():
             for line in path.read_text().splitlines():

@@ -305,6 +305,9 @@ class LearnedSampling(Sampling, Watched):
         "std of the first sample of the planner that comes out (0 .. 10; left out: the one with which it learned); of several, "
         "the best on starts that choose it",
     )
+    practice_range: float | None = optional(
+        0.0, 10.0, "spread of the starts while learning (T1 tasks; left out: as judged, --start-range)"
+    )
     practice_radius: float | None = optional(
         0.01,
         1.0,
@@ -315,6 +318,8 @@ class LearnedSampling(Sampling, Watched):
     def check(self) -> None:
         super().check()
         task: str = getattr(self, "task", "")
+        if self.practice_range is not None and task not in T1_TASKS:
+            raise ConfigError("practice_range", self.practice_range, f"left out ({task} has no such starts)")
         if self.practice_radius is not None and task != "transport":
             raise ConfigError("practice_radius", self.practice_radius, f"left out ({task} has no such radius)")
         if not all(0.0 <= std <= 10.0 for std in self.final_std):

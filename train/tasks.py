@@ -77,7 +77,7 @@ class HumanoidStage:
         self.last: Played | None = None
         self.env = Hierarchy(make_task(args.task), act, HierarchyConfig(args.backend, args.physics_dt, history))
         self.params = self._params(args)
-        self.practice = self._practice(getattr(args, "practice_radius", None))
+        self.practice = self._practice(args)
         self._theatres: dict[Any, Theatre] = {}
 
     def theatre(self, name: Any, player: Callable[[], Any]) -> Theatre:
@@ -94,12 +94,14 @@ class HumanoidStage:
         start = params.control.world.replace(scale=jnp.float32(args.start_range))
         return params.replace(control=params.control.replace(world=start))
 
-    def _practice(self, radius: float | None) -> PlannerParams:
-        """The parameters, with another radius of the goal."""
-        if radius is None:
+    def _practice(self, args: TaskFlags) -> PlannerParams:
+        """The parameters, with the starts and the goal on which it shall be learned."""
+        asked = {"scale": getattr(args, "practice_range", None), "near": getattr(args, "practice_radius", None)}
+        other = {name: jnp.float32(value) for name, value in asked.items() if value is not None}
+        if not other:
             return self.params
         control = self.params.control
-        return self.params.replace(control=control.replace(world=control.world.replace(near=jnp.float32(radius))))
+        return self.params.replace(control=control.replace(world=control.world.replace(**other)))
 
     @contextlib.contextmanager
     def under(self, controller: Mapping[str, Any]) -> Iterator[None]:

@@ -65,6 +65,7 @@ def test_starts_widen_when_enough_episodes_succeed_and_a_resumed_run_knows_how_f
     (tmp_path / "metrics.jsonl").write_text('{"next_start_range": 1.1}\n{"next_start_range": 1.21}\n')
     assert Curriculum(dataclasses.replace(args, resume=True), None).scale == 1.21
     assert Curriculum(args, None).scale == 1.0
+    assert Curriculum(dataclasses.replace(args, practice_range=1.5), None).scale == 1.5
     without = Curriculum(dataclasses.replace(args, curriculum=False), None)
     without.learn({"episode/return": 1.0, "episode/finished": 10.0})
     assert without.scale == 1.0

@@ -33,6 +33,7 @@ BAD = (
     (["finetune", "--algo", "residual", "--explore-std", "0.1"], "--algo: got 'residual'"),
     (["finetune", "--dppo.critic-sizes", "32", "32"], "--dppo.critic-sizes: got (32, 32), allowed: an odd number"),
     (["refine", "--task", "door", "--practice-radius", "0.05"], "--practice-radius: got 0.05, allowed: left out"),
+    (["finetune", "--preset", "gym", "--practice-range", "2"], "--practice-range: got 2.0, allowed: left out"),
     (["finetune", "--task", "transport", "--practice-radius", "0"], "--practice-radius: got 0.0, allowed: 0.01"),
     (["pretrain", "--data", "DATA", "--net", "mlp", "--planner.net.sizes", "8", "16", "8"], "--planner.net.sizes: got"),
 )
@@ -65,11 +66,12 @@ def test_bad_input_is_refused_before_anything_is_written(words, complaint, data,
     assert not out.exists()
 
 
-def test_a_stricter_goal_is_for_learning_only():
-    stage = HumanoidStage(RefineArgs(task="transport", practice_radius=0.05))
+def test_stricter_goals_and_wider_starts_can_be_for_learning_only():
+    stage = HumanoidStage(RefineArgs(task="transport", start_range=1.5, practice_radius=0.05, practice_range=2.5))
     worlds = [params.control.world for params in (stage.params, stage.practice)]
     assert [round(float(world.near), 6) for world in worlds] == [0.1, 0.05]
-    assert all(bool((getattr(worlds[0], name) == getattr(worlds[1], name)).all()) for name in ("scale", "box_mass"))
+    assert [float(world.scale) for world in worlds] == [1.5, 2.5]
+    assert all(bool((getattr(worlds[0], name) == getattr(worlds[1], name)).all()) for name in ("heading", "box_mass"))
     stage = HumanoidStage(RefineArgs(task="transport"))
     assert stage.practice is stage.params
 
