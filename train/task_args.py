@@ -298,7 +298,8 @@ class Watched(Resumable):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnedSampling(Sampling, Watched):
-    """`Sampling` where a planner learns: it may explore with more noise than it needs once it has learned."""
+    """`Sampling` where a planner learns: it may explore with more noise than it needs once it has learned, and
+    practise on harder episodes than it is judged on."""
 
     final_std: tuple[float, ...] = said(
         (),

@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
+from envs.tasks.hierarchy import PlannerParams
+from rdp_jax.algos import dppo
 from rdp_jax.data import episodes as E
 from train.cli import main
-from train.task_args import RefineArgs
+from train.finetune import run_finetune
+from train.refine import run_refine
+from train.task_args import FinetuneArgs, RefineArgs
 from train.tasks import HumanoidStage
 
 BAD = (
@@ -74,6 +78,21 @@ def test_stricter_goals_and_wider_starts_can_be_for_learning_only():
     assert all(bool((getattr(worlds[0], name) == getattr(worlds[1], name)).all()) for name in ("heading", "box_mass"))
     stage = HumanoidStage(RefineArgs(task="transport"))
     assert stage.practice is stage.params
+
+
+@pytest.mark.parametrize(("run", "args"), [(run_finetune, FinetuneArgs), (run_refine, RefineArgs)])
+def test_what_learns_practises(run, args, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def init(*given):
+        raise Asked(next(x for x in given if isinstance(x, PlannerParams)))
+
+    monkeypatch.setattr(dppo, "init", init)
+    with pytest.raises(Asked) as asked:
+        run(args(task="transport", trials=0, practice_radius=0.05, practice_range=2.5).resolved())
+    world = asked.value.args[0].control.world
+    assert (round(float(world.near), 6), float(world.scale)) == (0.05, 2.5)
 
 
 def test_demonstrations_are_never_overwritten(tmp_path, data, capsys):
