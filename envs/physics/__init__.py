@@ -23,7 +23,7 @@ def available() -> tuple[str, ...]:
     names = ["native"] if on_cpu else []
     if importlib.util.find_spec("mujoco.mjx") is not None:
         names.append("mjx")
-    if jax.default_backend() == "gpu" and importlib.util.find_spec("warp") is not None:
+    if jax.default_backend() in ("cpu", "gpu") and importlib.util.find_spec("warp") is not None:
         names.append("warp")
     return (*names, *(() if on_cpu else ("native",)))
 

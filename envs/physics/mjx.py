@@ -1,4 +1,4 @@
-"""Physics backends `mjx` and `warp`: MuJoCo re-implemented on JAX (any device), and on Warp (NVIDIA only).
+"""Physics backends `mjx` and `warp`: MuJoCo re-implemented on JAX (any device), and on Warp (NVIDIA, and slowly a CPU).
 
 The model given decides the engine's options (iterations, `ls_iterations`, cone): the engines want different ones.
 """
@@ -32,6 +32,8 @@ SAFE_THREADS = 8
 
 # Warp keeps one contact buffer for all environments of a batch and cannot know how many there will be.
 WARP_CONTACTS = 24 * 8192
+WARP_DEVICES = ("cpu", "gpu")
+WARP_LIMITS = 1 << 9 | 1 << 10  # of its warnings: solver and line search at their last iteration
 WARP_CONSTRAINTS = 256
 SLIPPERY = 1e-3  # coefficient of friction
 
@@ -65,6 +67,12 @@ def with_cones(model: mujoco.MjModel) -> mujoco.MjModel:
     return changed
 
 
+def _silent(model: mjx.Model) -> mjx.Model:
+    """`model` of Warp's without the lines that its kernels print wherever its solver ends at the last iteration, as is meant."""
+    own = model.opt._impl
+    return model.replace(opt=model.opt.replace(_impl=own.replace(warn_overflow=own.warn_overflow & ~WARP_LIMITS)))
+
+
 class MjxPhysics:
     """`envs.physics.base.Physics` on `mujoco.mjx`.
 
@@ -74,7 +82,7 @@ class MjxPhysics:
 
     Args:
       model: the model, with options meant for this engine.
-      impl: `jax`, or `warp` (opt-in: needs an NVIDIA GPU and the `warp-lang` package).
+      impl: `jax`, or `warp` (opt-in: needs the `warp-lang` package; meant for an NVIDIA GPU, on a CPU for agreement only).
       contacts: warp only, most contacts of a whole batch.
       constraints: warp only, most constraint rows of one environment.
 
@@ -93,9 +101,10 @@ class MjxPhysics:
         if impl not in ("jax", "warp"):
             raise ValueError(f"impl: {impl!r} is unknown; choose jax or warp")
         if impl == "warp":
-            if jax.default_backend() != "gpu":
+            if jax.default_backend() not in WARP_DEVICES:
                 raise ValueError(
-                    f"impl: 'warp' needs an NVIDIA GPU; JAX runs on {jax.default_backend()!r} here, use 'jax'"
+                    f"impl: 'warp' runs on {' and '.join(WARP_DEVICES)}; JAX runs on {jax.default_backend()!r} here, "
+                    "use 'jax'"
                 )
             if importlib.util.find_spec("warp") is None:
                 raise ValueError("impl: 'warp' needs the package warp-lang, which is not installed; use 'jax'")
@@ -113,6 +122,7 @@ class MjxPhysics:
         if impl == "jax":
             self._data = mjx.make_data(on_device, impl=impl)
         else:
+            self._mjx_model = _silent(self._mjx_model)
             self._data = mjx.make_data(model, impl=impl, naconmax=contacts, njmax=constraints)
         self._subtree = subtree_matrix(model).astype(np.float32)
 

@@ -23,7 +23,14 @@ from rdp_jax.config import ConfigError
 
 LANES, SUBSTEPS = 8, 4
 MODEL = small_model()
-BACKENDS = ("native", "mjx")
+WITH_WARP = pytest.mark.skipif("warp" not in available(), reason="needs warp-lang, which is optional")
+OTHERS = ["mjx", pytest.param("warp", marks=WITH_WARP)]
+LANDED = {"mjx": 1, "warp": 5}  # one lane that is landing in the last of 25 steps is off by 0.7 mm on Warp
+BACKENDS = [
+    "native",
+    pytest.param("mjx", marks=pytest.mark.slow),
+    pytest.param("warp", marks=[pytest.mark.slow, WITH_WARP]),
+]
 
 
 @functools.cache
@@ -104,28 +111,31 @@ def test_native_is_a_plain_mj_step_loop(with_params):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("with_params", [False, True])
-def test_backends_agree(with_params):
+@pytest.mark.parametrize("other", OTHERS)
+def test_backends_agree(with_params, other):
     """Half a second with landing impacts: the engines solve the same problem in different precision."""
     params = randomised() if with_params else nominal()
-    native, mjx = (run(b, 25, params) for b in BACKENDS)
+    native, second = (run(b, 25, params) for b in ("native", other))
     feet_down = native.qpos[-1, :, 2] < native.qpos[0, :, 2]
     assert feet_down.any(), "the test must include contacts"
-    np.testing.assert_allclose(native.qpos[1], mjx.qpos[1], atol=1e-5)
-    np.testing.assert_allclose(native.qpos, mjx.qpos, atol=2e-4)
-    np.testing.assert_allclose(native.qvel, mjx.qvel, atol=1e-2)
-    np.testing.assert_allclose(native.sensordata, mjx.sensordata, rtol=1e-2, atol=2e-2)
-    np.testing.assert_allclose(native.time, mjx.time, rtol=1e-6)
+    np.testing.assert_allclose(native.qpos[1], second.qpos[1], atol=1e-5)
+    slack = LANDED[other]
+    np.testing.assert_allclose(native.qpos, second.qpos, atol=2e-4 * slack)
+    np.testing.assert_allclose(native.qvel, second.qvel, atol=1e-2 * slack)
+    np.testing.assert_allclose(native.sensordata, second.sensordata, rtol=1e-2 * slack, atol=2e-2 * slack)
+    np.testing.assert_allclose(native.time, second.time, rtol=1e-6)
     assert not native.diverged.any()
-    assert not mjx.diverged.any()
+    assert not second.diverged.any()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", ["friction", "body_mass", "kp", "kd"])
-def test_each_parameter_has_the_same_effect_on_both(field):
+@pytest.mark.parametrize("other", OTHERS)
+def test_each_parameter_has_the_same_effect_on_both(field, other):
     params = nominal().replace(**{field: getattr(randomised(), field)})
-    effect = {b: run(b, 15, params).qpos[-1] - run(b, 15).qpos[-1] for b in BACKENDS}
-    assert np.abs(effect["native"]).max() > 1e-3
-    np.testing.assert_allclose(effect["native"], effect["mjx"], atol=2e-4)
+    native, second = (run(b, 15, params).qpos[-1] - run(b, 15).qpos[-1] for b in ("native", other))
+    assert np.abs(native).max() > 1e-3
+    np.testing.assert_allclose(native, second, atol=2e-4)
 
 
 def test_parameters_belong_to_lanes():
@@ -177,7 +187,7 @@ def test_nominal_invweights_change_little():
     assert worst < 0.05 * effect
 
 
-@pytest.mark.parametrize("backend", ["native", pytest.param("mjx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_written_velocity_takes_effect(backend):
     def kick(i, state):
         return state.replace(qvel=state.qvel.at[:, 0].add(0.5)) if i == 2 else state
@@ -188,7 +198,7 @@ def test_written_velocity_takes_effect(backend):
     assert (moved > 0.2 * 0.5 * SUBSTEPS * MODEL.opt.timestep).all()
 
 
-@pytest.mark.parametrize("backend", ["native", pytest.param("mjx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_latch_can_be_released(backend):
     push = np.zeros((LANES, MODEL.nu), np.float32)
     push[:, -1] = 5.0
@@ -203,7 +213,7 @@ def test_latch_can_be_released(backend):
     assert (door[::2] > 0.1).all()
 
 
-@pytest.mark.parametrize("backend", ["native", pytest.param("mjx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_divergence_is_frozen_flagged_and_kept_to_its_lane(backend, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     init, step = jitted(backend)
