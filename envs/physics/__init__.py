@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import mujoco
 
-from envs.physics.base import ModelParams, Physics, PhysicsState, sensor_slices
+from envs.physics.base import WARP_DEVICES, ModelParams, Physics, PhysicsState, sensor_slices
 from rdp_jax.config import ConfigError
 
 __all__ = ["BACKENDS", "ModelParams", "Physics", "PhysicsState", "available", "make_physics", "sensor_slices"]
@@ -23,7 +23,7 @@ def available() -> tuple[str, ...]:
     names = ["native"] if on_cpu else []
     if importlib.util.find_spec("mujoco.mjx") is not None:
         names.append("mjx")
-    if jax.default_backend() in ("cpu", "gpu") and importlib.util.find_spec("warp") is not None:
+    if jax.default_backend() in WARP_DEVICES and importlib.util.find_spec("warp") is not None:
         names.append("warp")
     return (*names, *(() if on_cpu else ("native",)))
 

@@ -14,6 +14,7 @@ import mujoco
 from flax import struct
 
 Array = jax.Array
+WARP_DEVICES = ("cpu", "gpu")  # JAX's names of what Warp runs on
 
 
 @struct.dataclass

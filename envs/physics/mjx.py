@@ -18,7 +18,7 @@ import mujoco
 import numpy as np
 
 from envs.physics import guard
-from envs.physics.base import ModelParams, PhysicsState
+from envs.physics.base import WARP_DEVICES, ModelParams, PhysicsState
 from envs.physics.native import usable_cores
 from envs.physics.variants import subtree_matrix
 
@@ -32,7 +32,6 @@ SAFE_THREADS = 8
 
 # Warp keeps one contact buffer for all environments of a batch and cannot know how many there will be.
 WARP_CONTACTS = 24 * 8192
-WARP_DEVICES = ("cpu", "gpu")
 WARP_LIMITS = 1 << 9 | 1 << 10  # of its warnings: solver and line search at their last iteration
 WARP_CONSTRAINTS = 256
 SLIPPERY = 1e-3  # coefficient of friction
