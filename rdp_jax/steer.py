@@ -35,6 +35,8 @@ class PlannerBase:
         if config.net.kind in build.GAUSSIAN:
             raise ConfigError("planner", config.net.kind, "a diffusion planner: dit, mlp, unet")
         steps = ddim_steps or min(config.diffusion.ddim_steps, config.diffusion.steps)
+        if steps > config.diffusion.steps:
+            raise ConfigError("ddim_steps", steps, f"1 .. {config.diffusion.steps} (the planner's own steps)")
         diffusion = dataclasses.replace(config.diffusion, sampler="ddim", ddim_steps=steps)
         self.config, self.dims = config, dims
         self.noise_shape = (config.horizon, dims.action)

@@ -6,6 +6,7 @@ A field says its range, unit and meaning as in `rdp_jax.config`; `train.cli` mak
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def input_file(help: str) -> Any:
     return dataclasses.field(default=None, metadata={"file": True, "help": help})
 
 
+def planner_place(help: str, *aliases: str) -> Any:
+    """A planner file, or a run directory that holds one, or `None`; `aliases` are other names of the flag."""
+    return dataclasses.field(default=None, metadata={"planner": True, "aliases": aliases, "help": help})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Common:
     """Flags of every command."""
@@ -62,8 +68,32 @@ class Common:
                     raise ConfigError(field.name, value, _span(lo, hi, field.metadata["unit"]))
             if field.metadata.get("file") and value is not None and not value.is_file():
                 raise ConfigError(field.name, str(value), "an existing file")
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise ConfigError("out", str(self.out), "a directory, or a name not taken")
+            held = "planner" in field.metadata and value is not None
+            if held and not (value.is_file() or (value / "planner.safetensors").is_file()):
+                allowed = "a planner file, or a run directory with planner.safetensors"
+                raise ConfigError(field.name, str(value), allowed)
+        if self.out is not None:
+            self._check_out(self.out)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the command goes on with what `--out` holds."""
+        return bool(getattr(self, "resume", False))
+
+    @property
+    def writes(self) -> bool:
+        """Whether a `summary.json` goes into `--out`."""
+        return True
+
+    def _check_out(self, out: Path) -> None:
+        """Before anything heavy starts: what is written in the end can be, and overwrites nothing."""
+        if out.exists() and not out.is_dir():
+            raise ConfigError("out", str(out), "a directory, or a name not taken")
+        there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError("out", str(out), f"a place that can be written to, which {there} is not")
+        if (out / "summary.json").exists() and not self.goes_on:
+            raise ConfigError("out", str(out), "a directory without a summary.json: nothing is overwritten")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,3 +162,19 @@ class ReproduceArgs(Common):
     iterations: int = ranged(100, 1, 10**6, "of gym's fine-tuning; rows beyond it are left out")
     wide: float = ranged(3.0, 0.0, 10.0, "spread of the widest starts (ood)")
     list: bool = said(False, "print the commands instead of running them")
+
+    def check(self) -> None:
+        super().check()
+        for name, value, table in (("wide", self.wide, "ood"), ("iterations", self.iterations, "gym")):
+            if value != type(self).__dataclass_fields__[name].default and self.name != table:
+                raise ConfigError(name, value, f"left out (it is about the table {table})")
+
+    @property
+    def goes_on(self) -> bool:
+        """A table always does."""
+        return True
+
+    @property
+    def writes(self) -> bool:
+        """Not by showing its commands."""
+        return not self.list

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rdp_jax.algos.loop import Result
+from rdp_jax.checkpoint import fingerprint
 from rdp_jax.planner import Planner
 from rdp_jax.runs import Run
 from train import output
@@ -15,7 +16,7 @@ from train.keeping import CHOOSING
 from train.learning import EvaluationLog, outcome, settings, start_planner
 from train.sampling import exploring, with_first_std
 from train.task_args import Sampling
-from train.tasks import check_fits, set_up
+from train.tasks import check_fits, set_up, weights_of
 
 
 class Attempt:
@@ -82,11 +83,19 @@ class Attempt:
         return float(self.stage.judge(planner, self.args.seed + CHOOSING, self.args.trials)["score"])
 
     def begin(self) -> None:
-        """Takes the run directory, and judges what is there before anything is learned.  Raises `RunError`."""
-        self.run = Run(self.args.out, settings(self.args), resume=self.args.resume) if self.args.out else None
+        """Takes the run directory, and judges what is there before anything is learned.  Raises `RunError`, for a resumed run
+        also if it began from another planner or controller."""
+        recorded = {**settings(self.args), "weights": self._fingerprints()}
+        self.run = Run(self.args.out, recorded, resume=self.args.resume) if self.args.out else None
         self.before = self.log.judge("before", self.given)
         if not self.same:
             self.untrained = self.log.judge("untrained", self.planner)
+
+    def _fingerprints(self) -> dict[str, str]:
+        """Of everything that is given: files may move between a run and its resumption, what is in them may not change."""
+        controller = getattr(self.stage.params, "controller", {})  # gym tasks have none
+        given = {"planner": weights_of(self.given), **controller}
+        return {name: fingerprint(weights) for name, weights in given.items()}
 
     def restored(self, state: Any) -> Any:
         """`state`, or what the run that is resumed had come to."""

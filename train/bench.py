@@ -23,6 +23,18 @@ def _value(text: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _setting(name: str, text: str, default: Any) -> Any:
+    """The value of a setting, of its default's type.  Raises `ConfigError`."""
+    value = _value(text)
+    if isinstance(default, tuple):
+        return value if isinstance(value, tuple) else (value,)
+    number = isinstance(default, (int, float)) and not isinstance(default, bool)
+    kind = (int, float) if number else type(default)
+    if default is not None and (not isinstance(value, kind) or (isinstance(value, bool) and number)):
+        raise ConfigError("set", f"{name}={text}", f"{name}=VALUE with a value as {default!r}")
+    return value
+
+
 def overrides(args: BenchArgs) -> dict[str, Any]:
     """Settings of the scenario that `args` change.  Raises `ConfigError` for a flag that it has no use for."""
     settings = SCENARIOS[args.name].settings
@@ -42,7 +54,7 @@ def overrides(args: BenchArgs) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals or name not in settings:
             raise ConfigError("set", pair, f"KEY=VALUE with KEY one of {', '.join(settings)}")
-        changes[name] = _value(text)
+        changes[name] = _setting(name, text, settings[name])
     return changes
 
 

@@ -186,7 +186,8 @@ def _default(field: dataclasses.Field, nested: type | None) -> Any:
 
 
 def _flag_type(cls: type, hidden: Sequence[str] = ()) -> type:
-    """A copy of dataclass `cls`, less fields `hidden`, with its metadata put into annotations that tyro reads."""
+    """A copy of dataclass `cls`, less fields `hidden` (dotted where they are deeper), with its metadata put into annotations
+    that tyro reads."""
     hints = typing.get_type_hints(cls)
     fields: list[tuple[str, Any, Any]] = []
     # Help reads better with the flags of the command itself before those of all commands.
@@ -196,11 +197,16 @@ def _flag_type(cls: type, hidden: Sequence[str] = ()) -> type:
         hint, meta, nested = hints[field.name], field.metadata, None
         is_word = meta.get("positional", False)
         if dataclasses.is_dataclass(hint):
-            hint = nested = _flag_type(hints[field.name], meta.get("hidden", ()))
+            below = [name.removeprefix(f"{field.name}.") for name in hidden if name.startswith(f"{field.name}.")]
+            hint = nested = _flag_type(hints[field.name], (*meta.get("hidden", ()), *below))
         elif "choices" in meta:
             hint = Literal[tuple(meta["choices"])]
         marks = [
-            tyro.conf.arg(help=_help(meta) or None, metavar=_metavar(hint)),
+            tyro.conf.arg(
+                help=_help(meta) or None,
+                metavar=_metavar(hint),
+                aliases=[f"--{name}" for name in meta.get("aliases", ())] or None,
+            ),
             *([tyro.conf.Positional] if is_word else []),
         ]
         fields.append((field.name, _annotated(hint, *marks), _default(field, nested)))
@@ -335,7 +341,7 @@ def run(command: Command, words: Sequence[str]) -> int:
         args = parse(command, cls, words)
         with stdout_to_stderr() if args.json else contextlib.nullcontext():
             record = _load(command.run)(args)
-            if args.out is not None:
+            if args.out is not None and args.writes:
                 _write(args.out, record)
     except BrokenPipeError:
         raise

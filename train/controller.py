@@ -47,20 +47,21 @@ def shipped(part: str, climbs: bool = False) -> Path:
     return Path(str(resources.files("envs.control") / "assets" / f"{name}.safetensors"))
 
 
-def load_part(part: str, path: Path | None = None, climbs: bool = False) -> Weights:
+def load_part(part: str, path: Path | None = None, climbs: bool = False, field: str = "") -> Weights:
     """`{"actor", "normalizer"}` of a policy: the file's, or the shipped ones.
 
     Args:
       part: `legs` or `hands`.
       path: weight file; left out: the shipped one.
       climbs: whether the scene has platforms (chooses among the shipped ones).
+      field: that named the file, for a complaint; left out: the part's own.
 
     Raises `CheckpointError`, `ConfigError`.
     """
     weights, metadata = load_weights(path or shipped(part, climbs))
     found = metadata.get("part")
     if found != part:
-        raise ConfigError(part, str(path), f"weights of part {part!r}; this file holds {found!r}")
+        raise ConfigError(field or part, str(path), f"weights of part {part!r}; this file holds {found!r}")
     return {"actor": weights["actor"], "normalizer": Normalizer(**weights["normalizer"])}
 
 
@@ -81,7 +82,7 @@ def _partner(args: TrainArgs) -> Weights | None:
     """Weights of the part that is not trained.  Hands cannot do without legs; arms follow their references well alone."""
     other = OTHER[args.part]
     if args.partner is not None:
-        return load_part(other, args.partner)
+        return load_part(other, args.partner, field="partner")
     return load_part(other, climbs=climbs(args.scene)) if args.part == "hands" else None
 
 
@@ -89,18 +90,20 @@ def run_train(args: TrainArgs) -> dict[str, Any]:
     """Trains a policy; writes a run directory if `--out` is given, with `PART.safetensors` in it."""
     args = args.resolved()
     start = time.monotonic()
+    given = None if args.init is None else load_part(args.part, args.init, field="init")
+    partner = _partner(args)
     mesh = parallel.make_mesh()
     env = ControlEnv(
         ControlConfig(part=args.part, scene=args.scene, backend=args.backend, physics_dt=args.physics_dt), partner=act
     )
     vector = AutoReset(env)
-    params = training_params(_partner(args))
+    params = training_params(partner)
     # What may differ between a run and its resumption is left out.
     recorded = _plain(dataclasses.replace(args, resume=False, json=False, iterations=1, minutes=None))
     run = Run(args.out, recorded, resume=args.resume) if args.out else None
     state = ppo.init(jax.random.key(args.seed), args.ppo, vector, params, mesh)
-    if args.init is not None:
-        state = start_from(state, load_part(args.part, args.init), args.init)
+    if given is not None and args.init is not None:
+        state = start_from(state, given, args.init)
     if run:
         state = run.restore(state)
     update = ppo.make_update(args.ppo, vector, mesh)

@@ -104,8 +104,9 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     attempt = Attempt(args, "dppo")
     planner, stage = attempt.planner, attempt.stage
     base = steer.PlannerBase(planner.config, planner.dims, args.ddim_steps)
-    attempt.begin()
     mesh = parallel.make_mesh()
+    dsrl.check_layout(args.dsrl, mesh)
+    attempt.begin()
     config, executed = args.dsrl, planner.config.executed
     vector = AutoReset(Chunked(stage.env, executed))  # type: ignore[arg-type]
     state = dsrl.init(jax.random.key(args.seed), config, base, planner.bundle, vector, stage.params, mesh)

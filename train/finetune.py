@@ -30,10 +30,11 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     config = args.dppo
     if args.algo == "gaussian-ppo":
         config = dataclasses.replace(config, tuned_steps=1, quiet_steps=0)
-    attempt.begin()
     mesh = parallel.make_mesh()
-    vector = AutoReset(Chunked(env, before.config.executed))  # type: ignore[arg-type]
     policy: Any = before.actor().policy
+    dppo.check_layout(config, policy, mesh)
+    attempt.begin()
+    vector = AutoReset(Chunked(env, before.config.executed))  # type: ignore[arg-type]
     state = dppo.init(jax.random.key(args.seed), config, policy, before.bundle, vector, params, mesh)
     state = attempt.restored(state)
     pace = Pace.of(config, env.spec, before.config.executed)

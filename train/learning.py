@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.core import EnvSpec
+from rdp_jax.algos.joint import PHASES
 from rdp_jax.algos.loop import LoopConfig, Result, train
 from rdp_jax.config import ConfigError, to_dict
 from rdp_jax.nets.build import GAUSSIAN
@@ -120,14 +121,22 @@ def learn(
             bar.update(p.iteration, p.iteration * pace.steps, note(p.metrics))
 
         result = train(update, state, env_params, loop, run, evaluate, progress=report)
-    return result, reached([row for row in rows if row["iteration"] > pace.first])
+    return result, reached(telling(rows, pace))
+
+
+def telling(rows: list[dict[str, Any]], pace: Pace) -> list[dict[str, Any]]:
+    """Those of the metrics per iteration whose success is that of a planner that explores: not the iterations in which the first
+    episodes end (the first to end are those that were won quickly), and not those in which only the controller explores.
+    """
+    controllers = PHASES.index("controller")
+    return [row for row in rows if row["iteration"] > pace.first and row.get("phase") != controllers]
 
 
 def reached(rows: list[dict[str, Any]], level: float = 0.9) -> int | None:
     """First iteration at which the latest episodes, `ENOUGH` of them or more, were won at this rate, exploration noise included.
 
-    `rows` are metrics per iteration, oldest first.  One iteration of few environments ends few episodes.  The first to end are
-    those that were won quickly, so the iterations in which the first episodes end (`Pace.first`) are better left out.
+    `rows` are metrics per iteration, oldest first, better only those that are `telling`.  One iteration of few environments ends
+    few episodes.
     """
     recent: list[tuple[float, float]] = []
     for row in rows:
@@ -193,7 +202,7 @@ def outcome(
     """What every summary says: the evaluations `judged` of what nothing has learned (`before`, and those that were sampled in
     another way), and `after`; iterations, and the one that reached 90 %, for tasks whose return is a success."""
     before = judged["before"]
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict.fromkeys(("success_rate_before", "success_rate_after"))
     for when, figures in (*judged.items(), ("after", after)):
         found |= {f"{name}_{when}": figures[name] for name in JUDGED if name in figures}
     return {

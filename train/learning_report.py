@@ -166,6 +166,20 @@ def write(
     return page.write(path, overwrite=True)
 
 
+def controllers_turns(curve: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Stretches of iterations in which the controller explores and learns, half an iteration around each; nothing if it
+    never does."""
+    turns: list[tuple[float, float]] = []
+    for row in curve:
+        if not row.get("phase"):  # nothing but the planner's: 0 in a joint run, left out in one of the planner alone
+            continue
+        start, end = row["iteration"] - 0.5, row["iteration"] + 0.5
+        if turns and turns[-1][1] == start:
+            start = turns.pop()[0]
+        turns.append((start, end))
+    return turns
+
+
 def _curves(page: Report, curve: Sequence[Mapping[str, Any]], steps: int) -> None:
     """Success with its interval against iterations of `steps` environment steps, and what else was logged."""
     page.add_section("While it learned")
@@ -175,6 +189,7 @@ def _curves(page: Report, curve: Sequence[Mapping[str, Any]], steps: int) -> Non
     known = finished > 0
     won = np.rint(returns[known] * finished[known]).astype(int)
     bounds = np.array([output.wilson(int(w), int(n)) for w, n in zip(won, finished[known], strict=True)]).reshape(-1, 2)
+    turns = controllers_turns(curve)
     page.add_plot(
         "Success with exploration noise",
         {"success": (iteration[known], returns[known])},
@@ -183,13 +198,14 @@ def _curves(page: Report, curve: Sequence[Mapping[str, Any]], steps: int) -> Non
         bands={"success": (bounds[:, 0], bounds[:, 1])},
         y_range=(0.0, 1.0),
         note=f"episodes that ended in the iteration ({output.count(steps)} environment steps); exploration costs some success"
-        + ("; where the controller learns its own noise is added" if any(row.get("phase") for row in curve) else ""),
+        + ("; shaded: the controller's turn, its own noise is added" if turns else ""),
+        shaded=turns,
     )
     for key, title, unit in CURVES:
         rows = [(row["iteration"], row[key]) for row in curve if row.get(key) is not None]
         if len(rows) > 1:
             x, y = np.array(rows).T
-            page.add_plot(title, {"": (x, y)}, "iteration", unit)
+            page.add_plot(title, {"": (x, y)}, "iteration", unit, shaded=turns)
 
 
 def _rate(figures: Mapping[str, Any]) -> Metric:

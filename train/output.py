@@ -104,7 +104,7 @@ def summary(
     command: str,
     *,
     seed: int,
-    backend: str,
+    backend: str | None,
     num_envs: int,
     wall_s: float,
     metrics: Mapping[str, Any],
@@ -116,7 +116,7 @@ def summary(
     Args:
       command: words of the command, e.g. `controller train`.
       seed: the seed it ran with.
-      backend: the physics backend that really ran, never `auto`.
+      backend: the physics backend that really ran, never `auto`; None where none did.
       num_envs: environments stepped side by side.
       wall_s: seconds, compilation included.
       metrics: what `rdp COMMAND` promises in the README.
@@ -145,6 +145,8 @@ def _rows(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
     for key, item in value.items():
         if isinstance(item, Mapping) and item:
             yield from _rows(item, f"{prefix}{key}.")
+        elif isinstance(item, list) and item and all(isinstance(line, str) for line in item):
+            yield from ((prefix + key if i == 0 else "", line) for i, line in enumerate(item))
         elif isinstance(item, float):
             yield prefix + key, f"{item:.6g}"
         else:

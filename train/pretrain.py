@@ -65,6 +65,9 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
     dims = Dims(found.obs.shape[1], found.action.shape[1])
     policy: Any = make_policy(args.planner, dims)
     data, bundle = normalised(args, found)
+    stage = set_up(args, args.planner.history) if args.trials else None
+    if stage is not None:  # else the demonstrations may be those of any robot
+        check_fits(Planner(args.planner, dims, bundle, None, 0, {}), stage.env)
     steps = max(data[0].obs.shape[0] // args.bc.batch, 1)
     config = dataclasses.replace(args.bc, total_steps=max(steps * args.epochs, 1))
     recorded = to_dict(
@@ -112,9 +115,7 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
         "trials": args.trials,
         "success_rate": None,
     }
-    if args.trials:
-        stage = set_up(args, planner.config.history)
-        check_fits(planner, stage.env)
+    if stage is not None:
         metrics |= stage.judge(planner, args.seed, args.trials, args.num_envs)
     if run:
         run.close()
@@ -122,7 +123,7 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
     return output.summary(
         "pretrain",
         seed=args.seed,
-        backend=args.backend,
+        backend=None if stage is None else stage.env.physics.name,
         num_envs=args.num_envs or min(256, max(args.trials, 1)),
         wall_s=time.monotonic() - start,
         metrics=metrics,

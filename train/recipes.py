@@ -39,7 +39,9 @@ class Step:
       name: of its directory, below the seed's (below `shared`, if it is `SHARED`).
       words: the command; `{NAME}` stands for the directory of the step of that name.
       row: its row of the table; empty for a step that only prepares.
-      metric: what of its summary's metrics is shown; dots lead into dictionaries.
+      metric: what of its summary's metrics is shown; dots lead into dictionaries; of several with `|` between them it is
+        the first that is there.
+      against: another such path: the row shows the relative change from there.
       paper: the paper's figure beside it.
     """
 
@@ -48,6 +50,7 @@ class Step:
     row: str = ""
     metric: str = "success_rate"
     paper: str = ""
+    against: str = ""
 
 
 PASSES = {"pickup": 140, "transport": 100, "door": 60, "stairs": 120}
@@ -194,18 +197,28 @@ def joint(s: Settings) -> list[Step]:
         _refine(s, "simultaneous", "--schedule.variant", "simultaneous", row="joint, one rollout"),
         _refine(s, "controller-only", *ALONE, row="controller only"),
     ]
-    shown = [
-        ("hand_position_error_m_after", "up to -50 %"),
-        ("hand_speed_mps_after", "-15 %"),
-        ("completion_time_s_after", "up to -26 %"),
-        ("iterations_to_90", "20 against 40"),
-    ]
-    more = [
-        dataclasses.replace(run, row=f"{run.row}: {metric}", metric=metric, paper=paper)
-        for run in runs
-        for metric, paper in shown
-    ]
-    return [*runs, *more]
+    tracked = {
+        "hand_position_error_m": "up to -50 %",
+        "hand_orientation_error_rad": "",
+        "hand_speed_mps": "-15 %",
+        "completion_time_s": "up to -26 %",
+    }
+    rows = [*runs, dataclasses.replace(runs[0], row="imitation", metric="success_rate_before")]
+    for run in runs:
+        rows.append(_row(run, "imitation sampled as it", "success_rate_untrained_final|success_rate_untrained"))
+        rows.append(_row(run, "iterations to 90 %, exploring", "iterations_to_90", paper="20 against 40"))
+        for name, paper in tracked.items():
+            after = f"{name}_after"
+            rows.append(_row(run, name, after))
+            rows.append(_row(run, f"{name} against the imitation", after, paper=paper, against=f"{name}_before"))
+            alike = f"{name}_untrained_final|{name}_untrained"
+            rows.append(_row(run, f"{name} against the imitation sampled as it", after, against=alike))
+    return rows
+
+
+def _row(run: Step, name: str, metric: str, paper: str = "", against: str = "") -> Step:
+    """Another row of a run."""
+    return dataclasses.replace(run, row=f"{run.row}: {name}", metric=metric, paper=paper, against=against)
 
 
 def ood(s: Settings) -> list[Step]:

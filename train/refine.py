@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -25,7 +24,8 @@ from train.attempt import Attempt
 from train.controller import OTHER, act
 from train.finetune import note, tuned
 from train.keeping import Best
-from train.learning import Pace, described, learn, on_the_way, success_of
+from train.learning import Pace, described, learn, on_the_way, reached, success_of, telling
+from train.learning_report import read_curve
 from train.pretrain import PLANNER
 from train.task_args import RefineArgs
 from train.tasks import HumanoidStage
@@ -37,16 +37,17 @@ class Curriculum:
     """Spread of the starts, widened by a tenth whenever `--curriculum-pass` of an iteration's episodes succeed (REFINE-DP,
     section 1, has nine tenths).
 
-    A resumed run reads where it was from its own `metrics.jsonl`.
+    As `rdp_jax`'s other figures of a success while learning it is one over the latest `ENOUGH` episodes or more, of iterations
+    in which the planner explores, and not before all first episodes have ended.  A resumed run reads where it was from its own
+    `metrics.jsonl`.
     """
 
-    def __init__(self, args: RefineArgs, params: PlannerParams):
-        self.on, self.enough, self.params = args.curriculum, args.curriculum_pass, params
+    def __init__(self, args: RefineArgs, params: PlannerParams, pace: Pace):
+        self.on, self.enough, self.params, self.pace = args.curriculum, args.curriculum_pass, params, pace
         self.scale = args.start_range if args.practice_range is None else args.practice_range
-        path = args.out / "metrics.jsonl" if args.out and args.resume else None
-        if self.on and path and path.is_file():
-            for line in path.read_text().splitlines():
-                self.scale = json.loads(line).get("next_start_range", self.scale)
+        self.rows: list[dict[str, Any]] = []  # of the iterations since the starts were widened
+        for row in read_curve(args.out) if self.on and args.resume else []:
+            self.learn(row)
 
     def at(self, iteration: int) -> Any:
         """Environment parameters of the next iteration."""
@@ -55,10 +56,12 @@ class Curriculum:
         world = control.world.replace(scale=jnp.float32(self.scale))
         return self.params.replace(control=control.replace(world=world))
 
-    def learn(self, metrics: dict[str, Any]) -> None:
-        """After an iteration."""
-        if self.on and success_of(metrics) >= self.enough:
+    def learn(self, row: dict[str, Any]) -> None:
+        """After an iteration, with its number among its metrics."""
+        self.rows.append(row)
+        if self.on and reached(telling(self.rows, self.pace), self.enough) is not None:
             self.scale *= WIDER
+            self.rows = []
 
 
 class Recording(joint.Update):
@@ -71,7 +74,8 @@ class Recording(joint.Update):
     def __call__(self, state: joint.JointState, env_params: Any) -> tuple[joint.JointState, dict[str, Any]]:
         before = self.curriculum.scale
         state, metrics = super().__call__(state, env_params)
-        self.curriculum.learn({name: float(metrics[name]) for name in ("episode/finished", "episode/return")})
+        told = {name: float(metrics[name]) for name in ("phase", "episode/finished", "episode/return")}
+        self.curriculum.learn({"iteration": int(state.iteration), **told})
         return state, {**metrics, "start_range": before, "next_start_range": self.curriculum.scale}
 
 
@@ -86,9 +90,9 @@ def rehearsed(args: RefineArgs, config: ppo.PPOConfig) -> ppo.PPOConfig:
     return dataclasses.replace(config, num_envs=2 * args.recorded, unroll_length=steps)
 
 
-def check_parts(args: RefineArgs, executed: int) -> None:
-    """Raises `ConfigError` where minibatches and groups of the controller do not divide its rollouts, under a planner that
-    executes so many actions of a chunk."""
+def check_parts(args: RefineArgs, executed: int, mesh: Mesh | None) -> None:
+    """Raises `ConfigError` where minibatches and groups of the controller do not divide its rollouts or the devices, under a
+    planner that executes so many actions of a chunk."""
     if not args.schedule.moves_controller:
         return
     ticks = args.dppo.unroll_length * executed * TICKS
@@ -97,7 +101,7 @@ def check_parts(args: RefineArgs, executed: int) -> None:
         rollouts.append(rehearsed(args, args.controller))
     for rollout in rollouts:
         try:
-            rollout.check()
+            ppo.check_layout(rollout, mesh)
         except ConfigError as error:
             if error.field == "num_envs":  # not a flag of the controller's
                 raise ConfigError("recorded", args.recorded, error.allowed) from error
@@ -149,13 +153,15 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     attempt = Attempt(args, "dppo")
     before, stage = attempt.planner, attempt.stage
     assert isinstance(stage, HumanoidStage)  # `RefineArgs` knows no other tasks
-    check_parts(args, before.config.executed)
+    mesh = parallel.make_mesh()
+    check_parts(args, before.config.executed, mesh)
+    dppo.check_layout(args.dppo, before.actor().policy, mesh)
     attempt.begin()
-    state, learners = begin(args, stage, before, parallel.make_mesh())
+    state, learners = begin(args, stage, before, mesh)
     state = attempt.restored(state)
-    curriculum = Curriculum(args, stage.practice)
-    update = Recording(curriculum, args.schedule, *learners)
     pace = Pace.of(args.dppo, stage.env.spec, before.config.executed)
+    curriculum = Curriculum(args, stage.practice, pace)
+    update = Recording(curriculum, args.schedule, *learners)
     best = Best(args, learned_by(state))
 
     def evaluate(state):

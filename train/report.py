@@ -103,10 +103,12 @@ class Report:
         note: str = "",
         log_y: bool = False,
         y_range: tuple[float | None, float | None] | None = None,
+        shaded: Sequence[tuple[float, float]] = (),
     ) -> Report:
         """Lines as SVG. `series[name]` is (x, y), or y alone over 0, 1, ...; `bands[name]` is (low, high) around that
-        series; `targets` are named dashed levels. Plots added one after the other stand side by side."""
-        figure = _plot(len(self._parts), series, x_label, y_label, bands or {}, targets or {}, log_y, y_range)
+        series; `targets` are named dashed levels; `shaded` are stretches of x with another background. Plots added one
+        after the other stand side by side."""
+        figure = _plot(len(self._parts), series, x_label, y_label, bands or {}, targets or {}, log_y, y_range, shaded)
         small = f"<small>{html.escape(note)}</small>" if note else ""
         return self._add("plot", f"<figure><figcaption>{html.escape(title)}{small}</figcaption>{figure}</figure>")
 
@@ -352,6 +354,7 @@ def _plot(
     targets: Mapping[str, float],
     log_y: bool,
     y_range: tuple[float | None, float | None] | None,
+    shaded: Sequence[tuple[float, float]],
 ) -> str:
     """The legend as HTML and the axes as inline SVG whose colours follow the page's theme."""
     from matplotlib import rc_context
@@ -378,6 +381,8 @@ def _plot(
                 axes.fill_between(x, low, high, color=_series_color(i), alpha=0.16, linewidth=0)
             entry = f"--c:var(--s{i % SERIES_COLORS});--dash:{dash}"
             legend.append(f'<span style="{entry}">{html.escape(name)}</span>')
+        for start, end in shaded:
+            axes.axvspan(start, end, color=_RULE, alpha=0.5, linewidth=0, zorder=0)
         for name, level in targets.items():
             axes.axhline(level, color=_INK, linewidth=1.1, linestyle=(0, (5, 4)), zorder=1)
             legend.append(f'<span style="--c:var(--ink-2);--dash:dashed">{html.escape(name)}</span>')

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from rdp_jax.config import ConfigError
+from envs.physics import available
+from rdp_jax.config import ConfigError, difference, to_dict
 from rdp_jax.runs import new_directory, write_json
 from train import output
 from train.args import ReproduceArgs
@@ -55,11 +56,23 @@ def _resolved(word: str, folder: Path) -> str:
 
 
 def look_up(metrics: dict[str, Any], path: str) -> Any:
-    """`metrics["a"]["b"]` for the path `a.b`; None where there is no such thing."""
-    found: Any = metrics
-    for name in path.split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
+    """`metrics["a"]["b"]` for the path `a.b`, that of the first of several paths `a.b|c` that leads anywhere; else None."""
+    for one in path.split("|"):
+        found: Any = metrics
+        for name in one.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        if found is not None:
+            return found
+    return None
+
+
+def shown(step: Step, metrics: dict[str, Any]) -> Any:
+    """What the step's row shows of its summary's metrics: a figure, or its relative change."""
+    value = look_up(metrics, step.metric)
+    if not step.against:
+        return value
+    base = look_up(metrics, step.against)
+    return None if value is None or not base else value / base - 1.0
 
 
 def run_step(step: Step, folder: Path) -> dict[str, Any]:
@@ -97,12 +110,29 @@ def cell(values: list[float | None], trials: int, metric: str) -> dict[str, Any]
     return {"value": float(np.mean(known)), "least": min(known), "most": max(known)}
 
 
+def remember(args: ReproduceArgs, out: Path) -> None:
+    """Notes in the directory what its steps are made with; more seeds may follow.  Raises `ConfigError` where it holds steps that
+    were made with something else.
+    """
+    asked = to_dict(dataclasses.replace(args, seeds=1, out=None, list=False, json=False))
+    path = out / "table.json"
+    if path.is_file():
+        found = difference(asked, json.loads(path.read_text()))
+        if found:
+            raise ConfigError(found[0], found[1], f"{found[2]!r}, with which the steps in {out} were made")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, asked)
+
+
 def run_reproduce(args: ReproduceArgs) -> dict[str, Any]:
     """Runs the recipe for every seed; the table is the summary's `metrics`."""
     start = time.monotonic()
     seeds = [args.seed + i for i in range(args.seeds)]
     plans = {seed: steps_of(args, seed) for seed in seeds}
     out = args.out or (new_directory(f"reproduce-{args.name}") if not args.list else Path("OUT"))
+    if not args.list:
+        remember(args, out)
     if args.list:
         listed = [f"rdp {' '.join(command(s, out / f'seed-{seed}'))}" for seed, plan in plans.items() for s in plan]
         return _summary(args, start, {"commands": list(dict.fromkeys(listed))}, 0)
@@ -120,7 +150,7 @@ def run_reproduce(args: ReproduceArgs) -> dict[str, Any]:
                 shares[step.name] = shares.get(step.name, 0.0) + record["wall_s"]
                 env_steps += record["env_steps"] or 0
             if step.row:
-                found.setdefault((step.row, step.metric), []).append(look_up(record["metrics"], step.metric))
+                found.setdefault((step.row, step.metric), []).append(shown(step, record["metrics"]))
                 rows[step.row] = {"paper": step.paper}
     for (row, metric), values in found.items():
         rows[row] |= cell(values, args.trials, metric)
@@ -134,7 +164,7 @@ def _summary(args: ReproduceArgs, start: float, metrics: dict[str, Any], env_ste
     return output.summary(
         f"reproduce {args.name}",
         seed=args.seed,
-        backend=args.backend,
+        backend=available()[0] if args.backend == "auto" else args.backend,
         num_envs=args.num_envs or 0,
         wall_s=time.monotonic() - start,
         metrics=metrics,

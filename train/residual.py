@@ -26,8 +26,9 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     """Evaluates, learns the correction, evaluates again on the same starts; the planner stays as it is."""
     attempt = Attempt(args, "dppo")
     planner, stage = attempt.planner, attempt.stage
-    attempt.begin()
     mesh = parallel.make_mesh()
+    ppo.check_layout(args.residual, mesh)
+    attempt.begin()
     vector = Residual(AutoReset(Chunked(stage.env, planner.config.executed)), planner)  # type: ignore[arg-type]
     scale = jnp.float32(args.residual_scale)
     params = ResidualParams(stage.practice, planner.bundle, planner.base if planner.tuned_steps else (), scale)

@@ -15,7 +15,7 @@ from rdp_jax.config import ConfigError, chosen, ranged
 from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import PlannerConfig
-from train.args import BACKENDS, Common, Resumable, input_file, optional, said
+from train.args import BACKENDS, Common, Resumable, input_file, optional, planner_place, said
 from train.names import T1_TASKS, TASKS
 
 
@@ -28,6 +28,14 @@ class TaskFlags(Common):
     physics_dt: float = ranged(0.005, 0.002, 0.01, "physics step; a divisor of the 0.02 s control step", "s")
     legs: Path | None = input_file("weights of the leg policy (.safetensors); left out: the shipped ones")
     hands: Path | None = input_file("weights of the hand policy (.safetensors); left out: the shipped ones")
+
+    def check(self) -> None:
+        super().check()
+        if self.task not in T1_TASKS:
+            for name in ("start_range", "legs", "hands"):
+                value = getattr(self, name)
+                if value != TaskFlags.__dataclass_fields__[name].default:
+                    raise ConfigError(name, value, f"left out ({self.task} is not a task of the T1)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +59,12 @@ class Sampling(Common):
     def explores(self) -> bool:
         """Whether any of them was given."""
         return not (self.explore_std is self.explore_correlation is self.explore_eta is None)
+
+
+def no_expert_beside(args: Any) -> None:
+    """Raises `ConfigError` where the expert is asked for, and a planner, too."""
+    if args.which == "expert" and args.run is not None:
+        raise ConfigError("which", args.which, "left out with --run, whose planner is played")
 
 
 def with_own_controller(args: Any) -> Any:
@@ -119,17 +133,18 @@ class EvalArgs(Sampling, TaskFlags):
     With any flag of exploration a planner samples as it does in fine-tuning.
     """
 
-    run: Path | None = said(
-        None,
+    run: Path | None = planner_place(
         "run directory (its controller, steering or correction included) or planner file; left out: what is shipped",
+        "checkpoint",
     )
     which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")
     trials: int = ranged(256, 1, 10**7, "episodes")
 
     def check(self) -> None:
         super().check()
-        if self.which == "expert" and self.run is None and (self.explores or self.first_std is not None):
+        if self.which == "expert" and (self.explores or self.first_std is not None):
             raise ConfigError("which", self.which, "pretrained | finetuned, with flags of sampling")
+        no_expert_beside(self)
 
     def resolved(self) -> EvalArgs:
         """With the run's own controller."""
@@ -144,9 +159,9 @@ class ExportArgs(TaskFlags):
     `--start-range` and `--physics-dt` are about the trials; without `--out` a new directory under `runs` is made.
     """
 
-    run: Path | None = said(
-        None,
+    run: Path | None = planner_place(
         "run directory (its controller, steering or correction included) or planner file; left out: what is shipped",
+        "checkpoint",
     )
     which: str = chosen("finetuned", ("pretrained", "finetuned"), "of what is shipped")
     batch: int = ranged(1, 1, 4096, "rows of every input")
@@ -201,7 +216,8 @@ class PretrainArgs(Resumable, TaskFlags):
     pad_end: str = chosen("repeat", ("repeat", "none"), "windows at an episode's end: repeat its last action, or none")
     validation: float = ranged(0.04, 0.0, 0.9, "share of episodes kept for validation")
     trials: int = ranged(64, 0, 10**7, "episodes of the closing evaluation; 0 for none")
-    planner: PlannerConfig = dataclasses.field(default_factory=task_planner)
+    # Its net.kind is --net.
+    planner: PlannerConfig = dataclasses.field(default_factory=task_planner, metadata={"hidden": ("net.kind",)})
     bc: BCConfig = dataclasses.field(default_factory=BCConfig, metadata={"hidden": ("total_steps",)})
 
     @classmethod
@@ -292,6 +308,8 @@ class Watched(Resumable):
 
     def check(self) -> None:
         super().check()
+        if self.eval_every and not self.trials:
+            raise ConfigError("eval_every", self.eval_every, "0, or with --trials above 0")
         if self.keep == "best" and not (self.eval_every and self.trials):
             raise ConfigError("keep", self.keep, "last, or with --eval-every and --trials above 0")
 
@@ -339,7 +357,9 @@ class FinetuneArgs(LearnedSampling, TaskFlags):
         ("dppo", "residual", "gaussian-ppo"),
         "dppo for diffusion planners, gaussian-ppo for the others; residual leaves the planner and learns a correction",
     )
-    planner: Path | None = input_file("planner file to start from; left out: the shipped pre-trained one")
+    planner: Path | None = planner_place(
+        "planner file, or run directory, to start from; left out: the shipped pre-trained one", "run", "checkpoint"
+    )
     iterations: int = ranged(40, 1, 10**7, "iterations")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     dppo: DPPOConfig = dataclasses.field(default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)})
@@ -381,10 +401,12 @@ class RefineArgs(LearnedSampling, TaskFlags):
 
     task: str = chosen("pickup", T1_TASKS, "task")
     preset: str = chosen("cpu", ("cpu", "gpu"), "defaults of all other flags")
-    planner: Path | None = input_file("planner file to start from; left out: the shipped pre-trained one")
+    planner: Path | None = planner_place(
+        "planner file, or run directory, to start from; left out: the shipped pre-trained one", "run", "checkpoint"
+    )
     iterations: int | None = optional(1, 10**7, "iterations of either kind; left out: those of the schedule")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
-    curriculum: bool = said(False, "widen the starts by a tenth whenever enough of an iteration's episodes succeed")
+    curriculum: bool = said(False, "widen the starts by a tenth whenever enough of the latest hundred episodes succeed")
     curriculum_pass: float = ranged(0.9, 0.01, 1.0, "share of the episodes, exploring, that is enough for --curriculum")
     recorded: int = ranged(64, 4, 2**20, "environments whose ticks the controller learns from")
     # Legs that learn here improve nothing that can be seen, and the hands on them get worse (docs/refine_log.md).
@@ -420,6 +442,10 @@ class RefineArgs(LearnedSampling, TaskFlags):
         envs, groups = self.num_envs or self.dppo.num_envs, self.dppo.shuffle_groups
         if self.recorded > envs or self.recorded % groups:
             raise ConfigError("recorded", self.recorded, f"a multiple of shuffle_groups={groups} up to num_envs={envs}")
+        if self.curriculum and not self.schedule.moves_planner:
+            raise ConfigError(
+                "curriculum", True, "False where the planner learns nothing (schedule.planner_iterations=0)"
+            )
 
 
 def task_dsrl(preset: str) -> DSRLConfig:
@@ -459,7 +485,11 @@ class DSRLArgs(Watched, TaskFlags):
 
     preset: str = PLANNER_PRESET
     variant: str = chosen("na", ("na", "sac"), "noise-aliased, or soft actor-critic on the noise itself")
-    planner: Path | None = input_file("diffusion planner to steer; left out: the shipped pre-trained one")
+    planner: Path | None = planner_place(
+        "diffusion planner (file, or run directory) to steer; left out: the shipped pre-trained one",
+        "run",
+        "checkpoint",
+    )
     ddim_steps: int | None = optional(1, 1000, "DDIM steps from noise to chunk; left out: the planner's own number")
     iterations: int = ranged(300, 1, 10**7, "iterations, warm-up included")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
@@ -496,6 +526,11 @@ class DSRLArgs(Watched, TaskFlags):
         dsrl = task_dsrl(preset)
         return cls(preset=preset, num_envs=dsrl.num_envs, dsrl=dsrl)
 
+    def check(self) -> None:
+        super().check()
+        if self.controls and not self.trials:
+            raise ConfigError("controls", self.controls, "False, or with --trials above 0")
+
     def resolved(self) -> DSRLArgs:
         """These arguments with the fields of `dsrl` that have flags of their own."""
         dsrl = dataclasses.replace(self.dsrl, variant=self.variant, num_envs=self.num_envs or self.dsrl.num_envs)
@@ -522,14 +557,18 @@ class PlayArgs(TaskFlags):
     """
 
     task: str = chosen("pickup", T1_TASKS, "task")
-    run: Path | None = said(
-        None,
+    run: Path | None = planner_place(
         "run directory (its controller, steering or correction included) or planner file; left out: what is shipped",
+        "checkpoint",
     )
     which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")
     trials: int = ranged(32, 1, 256, "episodes played")
     episodes: int = ranged(4, 1, 64, "episodes shown")
     show: str = chosen("mixed", ("mixed", "won", "lost"), "which of them")
+
+    def check(self) -> None:
+        super().check()
+        no_expert_beside(self)
 
     def resolved(self) -> PlayArgs:
         """With the run's own controller."""

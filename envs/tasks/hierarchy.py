@@ -170,7 +170,7 @@ class Hierarchy:
         key, noise_key = jax.random.split(state.key)
         inner = state.task.inner.replace(physics=state.physics)
         commands = self.process.ask(inner.task.commands, decode(action))
-        # The first tick of the action already follows it: the command is what the controller refers to next.
+        # The controller refers to it from the end of this first tick on: an action is felt 20 ms after it was chosen.
         inner = inner.replace(task=inner.task.replace(commands=commands))
 
         def tick(carry, deviation):

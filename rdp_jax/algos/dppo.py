@@ -326,11 +326,15 @@ class Update(Iteration):
         return new, metrics
 
     def _adapt(self, state: LearnerState, kl: Array) -> Array:
-        """Actor's rate after an iteration that ended with this `kl`, which grows as the square of the rate."""
+        """Actor's rate after an iteration that ended with this `kl`, which grows as the square of the rate.
+
+        The rate stays where `kl` says nothing about it: it is NaN after a gradient that was, and 0 where all were refused.
+        """
         if not self.config.kl_goal:
             return state.actor_lr
+        told = (kl > 0.0) & (state.iteration >= self.config.critic_warmup)
         factor = jnp.clip(jnp.sqrt(self.config.kl_goal / jnp.maximum(kl, 1e-12)), 1.0 / LR_STEP, LR_STEP)
-        return jnp.where(state.iteration < self.config.critic_warmup, state.actor_lr, state.actor_lr * factor)
+        return jnp.where(told, state.actor_lr * factor, state.actor_lr)
 
     def _collect(self, state: LearnerState, env_params: Any, pool: Any):
         """Rolls out with exploration noise; the chains go into `extras`."""

@@ -67,6 +67,11 @@ class Schedule:
         """Whether the controller learns at all."""
         return self.variant == "simultaneous" or self.controller_iterations > 0
 
+    @property
+    def moves_planner(self) -> bool:
+        """Whether the planner learns at all."""
+        return self.variant == "simultaneous" or self.planner_iterations > 0
+
     def phase(self, iteration: int) -> str:
         """Phase of this iteration; the rounds go on beyond the last."""
         if self.variant == "simultaneous":
@@ -210,6 +215,9 @@ class Update:
         if recorded % groups or recorded > planner.config.num_envs:
             allowed = f"a multiple of shuffle_groups={groups} up to num_envs={planner.config.num_envs}"
             raise ConfigError("recorded", recorded, allowed)
+        if config.shuffle_groups % parallel.size(self.mesh):
+            allowed = f"a multiple of {parallel.size(self.mesh)} devices"
+            raise ConfigError("controller.shuffle_groups", config.shuffle_groups, allowed)
         self.groups, self.each = groups // parallel.size(self.mesh), recorded // groups
         self.phases = {
             phase: Iteration(self._phase(phase), self.fresh, state_spec(), self.mesh, config.matmul_precision)
@@ -306,6 +314,8 @@ class Update:
             self.env, act, planner.env, planner.episode, pool, keys, env_params, step
         )
         metrics = rollout.summarize(parallel.psum(stats, self.axis))
+        if not plan_explores:  # nobody adds these rewards to the planner's discounted returns, so those begin anew
+            planner = planner.replace(running=jnp.zeros_like(planner.running))
         return planner.replace(env=env, episode=episode), data, metrics
 
     def digest(

@@ -415,6 +415,7 @@ def _learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batches: l
             for name in GROUPS
         }
         new_params["actor"]["log_std"] = jnp.clip(new_params["actor"]["log_std"], low, high)
+        # Adam's moments of the actor go on meanwhile: they know the gradient's scale when it begins to move.
         if config.critic_warmup:
             new_params["actor"] = guard.choose(warming, params["actor"], new_params["actor"])
         # A gradient that is not finite changes nothing, not even Adam's moments.

@@ -1,13 +1,15 @@
 """Joint fine-tuning on a toy with a controller inside: phases, bookkeeping of ticks, what learns and what stays."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layered_toy import WISH, Made
+from layered_toy import DPPO, PPO, SCHEDULE, WISH, Made
 
 from rdp_jax import parallel
-from rdp_jax.algos import joint, ppo
+from rdp_jax.algos import dppo, joint, ppo
 from rdp_jax.config import ConfigError
 from rdp_jax.types import Ticks
 
@@ -100,6 +102,23 @@ def test_one_and_four_devices_agree():
     for a, b in zip(jax.tree.leaves(ones), jax.tree.leaves(fours), strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-4)
+
+
+def test_the_controllers_groups_must_divide_over_devices_too():
+    toy, mesh = Made(), parallel.make_mesh(4)
+    planner = dppo.Update(toy.config, toy.policy, toy.env, mesh)
+    with pytest.raises(ConfigError, match="controller.shuffle_groups=2, allowed: a multiple of 4 devices"):
+        joint.Update(SCHEDULE, planner, dataclasses.replace(PPO, shuffle_groups=2), toy.recorded)
+
+
+def test_the_controllers_phase_ends_the_planners_discounted_returns():
+    toy = Made(dataclasses.replace(DPPO, reward_scaling=True))
+    update, state = toy.update(), toy.start()
+    state = state.replace(planner=state.planner.replace(running=state.planner.running + 100.0))
+    state, _ = update(state, toy.params)
+    assert (np.asarray(state.planner.running) == 0.0).all()
+    state, _ = update(state, toy.params)  # the planner's
+    assert (np.asarray(state.planner.running) != 0.0).any()
 
 
 def test_ticks_become_a_rollout_in_time_order():

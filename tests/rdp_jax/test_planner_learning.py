@@ -1,6 +1,7 @@
 """Imitation, then DPPO, on the toy environment; the exactness both promise."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -288,6 +289,21 @@ def test_clip_schedule():
     want = [0.0010, 0.0012, 0.0015, 0.0018, 0.0023, 0.0030, 0.0040, 0.0054, 0.0073, 0.0100]
     np.testing.assert_allclose(dppo.clip_schedule(config), want, atol=6e-5)
     np.testing.assert_allclose(dppo.clip_schedule(dataclasses.replace(config, tuned_steps=1)), [0.01])
+
+
+def test_the_rate_follows_a_kl_only_where_there_is_one(vector):
+    config = dataclasses.replace(DPPO, kl_goal=0.1, target_kl=1.0, critic_warmup=2)
+    update = dppo.Update(config, make_policy(CONFIG, Dims(4, 2)), vector)
+
+    def factor(kl, iteration=2):
+        state = types.SimpleNamespace(iteration=jnp.int32(iteration), actor_lr=jnp.float32(2.0))
+        return float(update._adapt(state, jnp.float32(kl))) / 2.0
+
+    assert factor(0.1 / 1.44) == pytest.approx(1.2)
+    assert factor(1e-9) == factor(1e-4) == pytest.approx(dppo.LR_STEP)
+    assert factor(np.inf) == pytest.approx(1.0 / dppo.LR_STEP)
+    # The last gradient was not finite; every one was refused; the critic is still being warmed up.
+    assert factor(np.nan) == factor(0.0) == factor(0.01, iteration=1) == 1.0
 
 
 def test_bad_layouts_are_refused(planner, vector):

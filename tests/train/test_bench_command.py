@@ -20,6 +20,16 @@ def test_a_setting_that_the_scenario_lacks_is_refused(change):
         bench.overrides(BenchArgs(name="physics", **change))
 
 
+@pytest.mark.parametrize("pair", ["lanes=abc", "steps=true", 'noise="0.1"'])
+def test_a_setting_of_another_type_is_refused(pair, capfd):
+    assert cli.main(["bench", "physics", "--set", pair]) == 2
+    assert f"--set: got '{pair}'" in capfd.readouterr().err
+
+
+def test_a_single_case_is_a_case():
+    assert bench.overrides(BenchArgs(name="physics", set=("cases=native",)))["cases"] == ("native",)
+
+
 def test_bench(capfd, tmp_path):
     words = [
         "bench",

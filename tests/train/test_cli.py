@@ -95,6 +95,18 @@ BAD = [
     ("controller eval --episodes 2.5", ("--episodes", "2.5")),
     ("controller eval --scene moon", ("--scene", "moon", "flat")),
     ("controller eval --out README.md", ("--out", "README.md", "directory")),
+    ("eval --out README.md/below", ("--out", "README.md/below", "written to")),
+    ("eval --run tests", ("--run", "tests", "planner.safetensors")),
+    ("eval --checkpoint tests", ("--run", "tests", "planner.safetensors")),
+    ("eval --which expert --run rdp_jax/assets/door_pretrained.safetensors", ("--which", "expert", "--run")),
+    ("eval --which expert --first-std 0", ("--which", "expert", "flags of sampling")),
+    ("eval --task hopper --start-range 2", ("--start-range", "2.0", "hopper")),
+    ("finetune --run nowhere", ("--planner", "nowhere", "planner.safetensors")),
+    ("finetune --eval-every 5 --trials 0", ("--eval-every", "5", "--trials above 0")),
+    ("dsrl --controls --trials 0", ("--controls", "True", "--trials above 0")),
+    ("pretrain --data README.md --planner.net.kind mlp", ("--planner.net.kind",)),
+    ("reproduce success --wide 2", ("--wide", "2.0", "ood")),
+    ("reproduce ood --iterations 5", ("--iterations", "5", "gym")),
     ("refine --controller.minibatches 7", ("--controller.minibatches:", "got 7", "a divisor of")),
     ("bench nothing", ("nothing", "physics")),
     ("bench", ("scenario", "physics")),
@@ -182,6 +194,21 @@ def test_without_json_the_summary_is_for_people(capfd):
 def test_out_gets_the_summary(tmp_path):
     assert cli.main(["echo", "--out", str(tmp_path / "a" / "b")]) == 0
     assert json.loads((tmp_path / "a" / "b" / "summary.json").read_text()) == RECORD
+
+
+def test_a_summary_is_not_overwritten_unless_a_command_goes_on(tmp_path, capfd):
+    words = ["--out", str(tmp_path)]
+    assert cli.main(["echo", *words]) == 0
+    assert cli.main(["echo", *words, "--seed", "1"]) == 2
+    assert "--out: got" in capfd.readouterr().err
+    assert parse(f"reproduce success --out {tmp_path}").goes_on
+    assert parse(f"refine --resume --out {tmp_path}").goes_on and not parse("refine").goes_on
+
+
+def test_lines_of_text_are_shown_one_by_one(capfd):
+    assert cli.main(["reproduce", "joint", "--seeds", "1", "--list"]) == 0
+    told = [line.split("rdp ", 1)[1] for line in capfd.readouterr().out.splitlines() if " rdp " in line]
+    assert len(told) == 4 and told[0].startswith("finetune") and told[1].startswith("refine")
 
 
 @pytest.mark.parametrize(
@@ -287,6 +314,9 @@ def test_readme_commands_parse(line, tmp_path, monkeypatch):
     for path in re.findall(r"--(?:data|planner) (\S+)", line):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
+    for path in re.findall(r"--run (\S+)", line):
+        Path(path).mkdir(parents=True, exist_ok=True)
+        (Path(path) / "planner.safetensors").touch()
     parse(line.removeprefix("rdp "))
 
 

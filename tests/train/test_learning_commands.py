@@ -9,7 +9,7 @@ import pytest
 
 from rdp_jax.checkpoint import load_weights
 from rdp_jax.data import episodes as E
-from rdp_jax.planner import load
+from rdp_jax.planner import load, save
 from train.actors import NOISE_ACTOR
 from train.cli import main
 from train.task_args import TaskFlags
@@ -76,6 +76,43 @@ def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
     assert (explored.min_std, explored.correlation, explored.first_std) == (0.2, 0.5, 0.25)
     judged = run(capsys, "eval", "--task", "hopper", "--run", str(tmp_path / "tuned"), "--trials", "2")
     assert judged["metrics"]["trials"] == 2 and np.isfinite(judged["metrics"]["return"])
+
+
+def test_a_run_goes_on_from_what_it_began_with_wherever_that_is_now(planner, tmp_path, capsys):
+    given, moved, other = (
+        planner / "planner.safetensors",
+        tmp_path / "moved.safetensors",
+        tmp_path / "other.safetensors",
+    )
+    loaded = load(given)
+    save(moved, loaded)
+    weights = jax.tree.map(lambda x: x + 1e-6, loaded.bundle.weights)
+    save(other, dataclasses.replace(loaded, bundle=loaded.bundle.replace(weights=weights)))
+    words = [
+        "finetune",
+        "--preset",
+        "gym",
+        "--task",
+        "hopper",
+        "--algo",
+        "residual",
+        "--num-envs",
+        "4",
+        "--trials",
+        "0",
+    ]
+    words += ["--residual.unroll-length", "4", "--residual.minibatches", "2", "--residual.reset-pool", "4"]
+    words += ["--out", str(tmp_path / "run"), "--planner"]
+    run(capsys, *words, str(given), "--iterations", "1")
+    assert main([*words, str(other), "--iterations", "2", "--resume"]) != 0
+    assert "weights.planner=" in capsys.readouterr().err
+    assert run(capsys, *words, str(moved), "--iterations", "2", "--resume")["metrics"]["iterations"] == 2
+
+
+def test_what_does_not_fit_the_planner_is_refused_before_there_is_a_directory(planner, tmp_path, capsys):
+    words = ["finetune", "--preset", "gym", "--task", "hopper", "--planner", str(planner / "planner.safetensors")]
+    assert main([*words, "--dppo.tuned-steps", "21", "--dppo.quiet-steps", "0", "--out", str(tmp_path / "run")]) == 2
+    assert "tuned-steps" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_correction_leaves_the_planner_alone_and_is_judged_with_it(planner, tmp_path, capsys):

@@ -10,7 +10,7 @@ from rdp_jax.algos.dppo import DPPOConfig
 from rdp_jax.runs import RunError
 from train import cli, demo, play
 from train.learning import Pace, on_the_way, reached
-from train.learning_report import a_pair, read_curve, replay_of, write
+from train.learning_report import a_pair, controllers_turns, read_curve, replay_of, write
 from train.rollouts import MEANS, Played, report
 from train.task_args import DemoArgs
 from train.tasks import HumanoidStage
@@ -115,6 +115,15 @@ def test_all_first_episodes_end_before_ninety_per_cent_count(stage):
     long = DPPOConfig(num_envs=4, unroll_length=24, minibatches=4)
     assert Pace.of(long, stage.env.spec, 8) == Pace(steps=4 * 24 * 8, first=2)
     assert Pace.of(dataclasses.replace(long, unroll_length=1), stage.env.spec, 8) == Pace(steps=32, first=25)
+
+
+def test_the_controllers_turns_are_stretches_of_iterations():
+    def rows(*phases):
+        return [{"iteration": i, "phase": float(p)} for i, p in enumerate(phases, 1)]
+
+    assert controllers_turns(rows(1, 1, 0, 0, 1, 0)) == [(0.5, 2.5), (4.5, 5.5)]
+    assert controllers_turns(rows(2, 2)) == [(0.5, 2.5)]
+    assert controllers_turns(rows(0, 0)) == controllers_turns([{"iteration": 1}]) == []
 
 
 def test_no_curve_is_no_error(tmp_path):

@@ -10,10 +10,11 @@ import pytest
 from envs.tasks.command import TICKS
 from rdp_jax.algos.joint import Schedule
 from rdp_jax.checkpoint import load_weights
-from rdp_jax.config import ConfigError
+from rdp_jax.config import ConfigError, validate
 from rdp_jax.planner import load
 from train.cli import main
 from train.controller import load_part
+from train.learning import Pace
 from train.refine import Curriculum, check_parts, quieter, rehearsals
 from train.task_args import RefineArgs
 from train.tasks import shipped
@@ -56,19 +57,38 @@ def test_both_learn_and_a_report_is_written(tmp_path, capsys):
     assert "<html" in (out / "report.html").read_text()
 
 
+PLANNERS, CONTROLLERS = 0.0, 1.0  # phases
+
+
 def test_starts_widen_when_enough_episodes_succeed_and_a_resumed_run_knows_how_far_they_were(tmp_path):
-    args = RefineArgs(curriculum=True, curriculum_pass=0.8, out=tmp_path)
-    curriculum = Curriculum(args, None)
-    for success, finished, scale in ((0.79, 10.0, 1.0), (0.8, 10.0, 1.1), (1.0, 0.0, 1.1), (0.95, 10.0, 1.21)):
-        curriculum.learn({"episode/return": success, "episode/finished": finished})
+    args, pace = RefineArgs(curriculum=True, curriculum_pass=0.8, out=tmp_path), Pace(steps=1, first=1)
+    curriculum = Curriculum(args, None, pace)
+    rows = []
+    for success, finished, phase, scale in (
+        (1.0, 200.0, PLANNERS, 1.0),  # of the first episodes those that were won quickly
+        (0.79, 200.0, PLANNERS, 1.0),
+        (0.8, 100.0, PLANNERS, 1.1),
+        (None, 0.0, PLANNERS, 1.1),
+        (0.95, 60.0, PLANNERS, 1.1),  # too few
+        (1.0, 200.0, CONTROLLERS, 1.1),  # the planner does not explore
+        (0.95, 60.0, PLANNERS, 1.21),
+        (0.95, 60.0, PLANNERS, 1.21),  # those before were won on easier starts
+    ):
+        named = {"episode/return": success, "episode/finished": finished, "phase": phase}
+        rows.append({"iteration": len(rows) + 1, **named})
+        curriculum.learn(rows[-1])
         assert curriculum.scale == pytest.approx(scale)
-    (tmp_path / "metrics.jsonl").write_text('{"next_start_range": 1.1}\n{"next_start_range": 1.21}\n')
-    assert Curriculum(dataclasses.replace(args, resume=True), None).scale == 1.21
-    assert Curriculum(args, None).scale == 1.0
-    assert Curriculum(dataclasses.replace(args, practice_range=1.5), None).scale == 1.5
-    without = Curriculum(dataclasses.replace(args, curriculum=False), None)
-    without.learn({"episode/return": 1.0, "episode/finished": 10.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    resumed = Curriculum(dataclasses.replace(args, resume=True), None, pace)
+    assert resumed.scale == curriculum.scale and resumed.rows == curriculum.rows
+    assert Curriculum(args, None, pace).scale == 1.0
+    assert Curriculum(dataclasses.replace(args, practice_range=1.5), None, pace).scale == 1.5
+    without = Curriculum(dataclasses.replace(args, curriculum=False), None, pace)
+    without.learn(rows[2])
     assert without.scale == 1.0
+    alone = dataclasses.replace(args, schedule=Schedule(planner_iterations=0))
+    with pytest.raises(ConfigError, match=r"curriculum=True, allowed: False where the planner learns nothing"):
+        validate(alone)
 
 
 def test_a_quieter_controller_differs_in_its_exploration_only():
@@ -94,14 +114,14 @@ def test_parts_rehearse_where_they_were_trained():
 
 def test_what_the_controller_learns_from_must_divide_into_its_minibatches():
     args = RefineArgs()
-    check_parts(args, 8)
+    check_parts(args, 8, None)
     odd = dataclasses.replace(args, controller=dataclasses.replace(args.controller, minibatches=7))
     with pytest.raises(ConfigError, match=r"controller.minibatches=7, allowed: a divisor of 15360"):
-        check_parts(odd, 8)
+        check_parts(odd, 8, None)
     unrehearsed = dataclasses.replace(args, controller=dataclasses.replace(args.controller, minibatches=60))
     with pytest.raises(ConfigError, match=r"controller.minibatches=60, allowed: a divisor of 4096"):
-        check_parts(unrehearsed, 8)
-    check_parts(dataclasses.replace(odd, schedule=Schedule(controller_iterations=0)), 8)
+        check_parts(unrehearsed, 8, None)
+    check_parts(dataclasses.replace(odd, schedule=Schedule(controller_iterations=0)), 8, None)
     grouped = dataclasses.replace(args, controller=dataclasses.replace(args.controller, shuffle_groups=3))
     with pytest.raises(ConfigError, match=r"recorded=64, allowed: a multiple of shuffle_groups=3"):
-        check_parts(grouped, 8)
+        check_parts(grouped, 8, None)

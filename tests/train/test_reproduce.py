@@ -1,11 +1,13 @@
 """Tables: every command of every recipe is a command, results are pooled right, a table goes on where it stopped."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
 
 import pytest
 
+from rdp_jax.config import ConfigError
 from train import cli, reproduce
 from train.args import ReproduceArgs
 from train.names import GYM_TASKS
@@ -135,6 +137,35 @@ def test_steps_that_are_done_are_not_run_again(tmp_path, monkeypatch):
     table = record["metrics"]["table"]
     assert table["imitation"]["value"] == 0.5 and table["DSRL-NA"]["trials"] == 20
     assert record["metrics"]["seconds"]["na"] == 4.0 and record["env_steps"] == 80
+
+
+def test_a_table_is_made_of_steps_that_were_made_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "run_step", lambda step, folder: {"wall_s": 1.0, "env_steps": 1, "metrics": {}})
+    args = ReproduceArgs(name="imitation", seeds=1, trials=10, out=tmp_path)
+    reproduce.run_reproduce(args)
+    reproduce.run_reproduce(dataclasses.replace(args, seeds=2))  # more of the same
+    for name, value in (("task", "door"), ("trials", 20), ("minutes", 1.0), ("name", "success"), ("backend", "mjx")):
+        with pytest.raises(ConfigError, match=rf"{name}="):
+            reproduce.run_reproduce(dataclasses.replace(args, **{name: value}))
+
+
+def test_a_table_shown_as_commands_leaves_no_trace(tmp_path):
+    args = ReproduceArgs(name="joint", seeds=1, list=True, out=tmp_path / "table")
+    assert reproduce.run_reproduce(args)["metrics"]["commands"] and not args.out.exists()
+
+
+def test_joint_learning_is_compared_with_the_imitation_sampled_either_way():
+    steps = {step.row: step for step in plan("joint")[1]}
+    change = steps["joint, alternating: hand_position_error_m against the imitation"]
+    alike = steps["joint, alternating: hand_position_error_m against the imitation sampled as it"]
+    metrics = {"hand_position_error_m_before": 0.02, "hand_position_error_m_untrained": 0.016}
+    metrics["hand_position_error_m_after"] = 0.012
+    assert reproduce.shown(change, metrics) == pytest.approx(-0.4) and change.paper == "up to -50 %"
+    assert reproduce.shown(alike, metrics) == pytest.approx(-0.25)  # the quieter sample is its own
+    metrics["hand_position_error_m_untrained_final"] = 0.01
+    assert reproduce.shown(alike, metrics) == pytest.approx(0.2)
+    assert reproduce.shown(change, {}) is None
+    assert steps["planner only: iterations to 90 %, exploring"].metric == "iterations_to_90"
 
 
 def test_gradient_steps_grow_with_the_data_but_slower():
