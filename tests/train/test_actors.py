@@ -9,11 +9,12 @@ from rdp_jax import normalize
 from rdp_jax.algos import dsrl
 from rdp_jax.algos.residual import ResidualActor
 from rdp_jax.checkpoint import CheckpointError, save_weights
-from rdp_jax.config import to_dict
+from rdp_jax.config import ConfigError, to_dict
 from rdp_jax.nets.mlp import GaussianActor
 from rdp_jax.planner import save
 from rdp_jax.steer import NoiseActor, PlannerBase, learned
 from train.actors import CORRECTION, NOISE_ACTOR, find_actor
+from train.controller import load_part, shipped
 from train.task_args import EvalArgs, task_dsrl
 from train.tasks import find_planner, weights_of
 
@@ -70,3 +71,17 @@ def test_a_run_is_judged_with_its_own_controller(tmp_path):
     other = tmp_path / "other.safetensors"
     assert EvalArgs(run=tmp_path, legs=other).resolved().legs == other
     assert EvalArgs().resolved().legs is None
+
+
+def test_more_denoising_steps_than_the_planner_has_are_refused(planner):
+    assert PlannerBase(planner.config, planner.dims, planner.config.diffusion.steps).policy
+    with pytest.raises(ConfigError, match=r"ddim_steps=101, allowed: 1 \.\. 100"):
+        PlannerBase(planner.config, planner.dims, 101)
+
+
+def test_weights_of_the_other_part_are_refused_by_the_name_of_their_flag():
+    hands = shipped("hands")
+    with pytest.raises(ConfigError, match="partner=.*weights of part 'legs'; this file holds 'hands'"):
+        load_part("legs", hands, field="partner")
+    with pytest.raises(ConfigError, match="legs=.*weights of part 'legs'"):
+        load_part("legs", hands)

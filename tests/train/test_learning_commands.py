@@ -109,6 +109,13 @@ def test_a_run_goes_on_from_what_it_began_with_wherever_that_is_now(planner, tmp
     assert run(capsys, *words, str(moved), "--iterations", "2", "--resume")["metrics"]["iterations"] == 2
 
 
+def test_planners_that_could_not_be_judged_are_not_trained(planner, tmp_path, capsys):
+    words = ["pretrain", "--task", "hopper", "--data", str(planner.parent / "episodes.safetensors")]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 2  # without --preset gym, eight frames
+    assert "--planner.history: got 8, allowed: 1 for hopper" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_does_not_fit_the_planner_is_refused_before_there_is_a_directory(planner, tmp_path, capsys):
     words = ["finetune", "--preset", "gym", "--task", "hopper", "--planner", str(planner / "planner.safetensors")]
     assert main([*words, "--dppo.tuned-steps", "21", "--dppo.quiet-steps", "0", "--out", str(tmp_path / "run")]) == 2
