@@ -97,9 +97,21 @@ class Actor:
         if tuned_steps:
             self.policy.check_tuned(tuned_steps)
 
-    def act(self, bundle: Bundle, base: Any, obs: Array, keys: Array, explore: bool = False) -> Array:
-        """`obs (B, H * frame)`, `keys (B,)` -> `(B, Te * Da)`; `base` is read only if some steps are tuned."""
-        return to_chunk(bundle, self.chunk(bundle, base, obs, self.policy.row_noise(keys), explore))
+    def act(
+        self,
+        bundle: Bundle,
+        base: Any,
+        obs: Array,
+        keys: Array,
+        explore: bool = False,
+        first_std: Array | None = None,
+    ) -> Array:
+        """`obs (B, H * frame)`, `keys (B,)` -> `(B, Te * Da)`.
+
+        `base` is read only if some steps are tuned; `first_std ()`, of a diffusion planner, stands for the configuration's.
+        """
+        noise = self.policy.row_noise(keys, *(() if first_std is None else (first_std,)))
+        return to_chunk(bundle, self.chunk(bundle, base, obs, noise, explore))
 
     def chunk(self, bundle: Bundle, base: Any, obs: Array, noise: Any, explore: bool = False) -> Array:
         """As `act`, with `noise` of the policy's `row_noise`: normalised actions `(B, Te, Da)`."""

@@ -15,7 +15,7 @@ from envs.experts.base import Expert
 from envs.experts.clumsy import Clumsy
 from envs.tasks.hierarchy import METRICS, Hierarchy
 from envs.wrappers import AutoReset
-from rdp_jax.planner import Actor, Bundle
+from rdp_jax.planner import Actor
 from rdp_jax.starts import starts_of
 from train import output
 
@@ -76,7 +76,8 @@ class ClumsyPlayer(ExpertPlayer):
 
 
 class PlannerPlayer:
-    """A diffusion (or other) planner: a new chunk every `Te` steps, executed open loop; `params` is `(bundle, base)`."""
+    """A diffusion (or other) planner: a new chunk every `Te` steps, executed open loop; `params` is `(bundle, base)`, or
+    `(bundle, base, first_std)`."""
 
     def __init__(self, actor: Actor, explore: bool = False):
         self.actor, self.explore = actor, explore
@@ -87,13 +88,14 @@ class PlannerPlayer:
         keys = jax.random.split(key, count)
         return keys, jnp.int32(0), jnp.zeros((count, config.executed, self.actor.dims.action))
 
-    def act(self, memory: Any, states: State, params: tuple[Bundle, Any]) -> tuple[Any, Array]:
+    def act(self, memory: Any, states: State, params: tuple[Any, ...]) -> tuple[Any, Array]:
         """The next action of the present chunk."""
-        keys, index, chunk = memory
+        (keys, index, chunk), (bundle, base, *first_std) = memory, params
 
         def plan(_):
             now = jax.vmap(lambda k: jax.random.fold_in(k, index))(keys)
-            return self.actor.act(*params, states.obs["actor"], now, self.explore).reshape(chunk.shape)
+            obs = states.obs["actor"]
+            return self.actor.act(bundle, base, obs, now, self.explore, *first_std).reshape(chunk.shape)
 
         chunk = jax.lax.cond(index % chunk.shape[1] == 0, plan, lambda _: chunk, None)
         return (keys, index + 1, chunk), chunk[:, index % chunk.shape[1]]

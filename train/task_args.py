@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rdp_jax.algos.bc import BCConfig
 from rdp_jax.algos.dppo import DPPOConfig
@@ -61,20 +61,30 @@ class Sampling(Common):
         return not (self.explore_std is self.explore_correlation is self.explore_eta is None)
 
 
-def no_expert_beside(args: Any) -> None:
-    """Raises `ConfigError` where the expert is asked for, and a planner, too."""
-    if args.which == "expert" and args.run is not None:
-        raise ConfigError("which", args.which, "left out with --run, whose planner is played")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlayerFlags(TaskFlags):
+    """Flags of commands that take a planner as it is."""
 
-
-def with_own_controller(args: Any) -> Any:
-    """`args` with the controller that lies in the run directory `--run`, unless another one is named."""
-    if args.run is None or not args.run.is_dir():
-        return args
-    own = {part: args.run / f"{part}.safetensors" for part in ("legs", "hands")}
-    return dataclasses.replace(
-        args, **{part: path for part, path in own.items() if getattr(args, part) is None and path.is_file()}
+    run: Path | None = planner_place(
+        "run directory (its controller, steering or correction included) or planner file; left out: what is shipped",
+        "checkpoint",
     )
+    which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")
+
+    def check(self) -> None:
+        super().check()
+        if self.which == "expert" and self.run is not None:
+            raise ConfigError("which", self.which, "left out with --run, whose planner is played")
+
+    def resolved(self) -> Self:
+        """With the controller that lies in the run directory, unless another one is named."""
+        if self.run is None or not self.run.is_dir():
+            return self
+        own = {part: self.run / f"{part}.safetensors" for part in ("legs", "hands")}
+        found: dict[str, Any] = {
+            part: path for part, path in own.items() if getattr(self, part) is None and path.is_file()
+        }
+        return dataclasses.replace(self, **found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,50 +137,30 @@ class TeleopArgs(DemonstrationFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalArgs(Sampling, TaskFlags):
+class EvalArgs(Sampling, PlayerFlags):
     """Success of a planner, of the expert, or of the weights shipped for a task, over fresh starts.
 
     With any flag of exploration a planner samples as it does in fine-tuning.
     """
 
-    run: Path | None = planner_place(
-        "run directory (its controller, steering or correction included) or planner file; left out: what is shipped",
-        "checkpoint",
-    )
-    which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")
     trials: int = ranged(256, 1, 10**7, "episodes")
 
     def check(self) -> None:
         super().check()
         if self.which == "expert" and (self.explores or self.first_std is not None):
             raise ConfigError("which", self.which, "pretrained | finetuned, with flags of sampling")
-        no_expert_beside(self)
-
-    def resolved(self) -> EvalArgs:
-        """With the run's own controller."""
-        found: EvalArgs = with_own_controller(self)
-        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportArgs(TaskFlags):
+class ExportArgs(PlayerFlags):
     """Write the networks of a run, or of what is shipped, as ONNX files with a manifest of their inputs and outputs.
 
     `--start-range` and `--physics-dt` are about the trials; without `--out` a new directory under `runs` is made.
     """
 
-    run: Path | None = planner_place(
-        "run directory (its controller, steering or correction included) or planner file; left out: what is shipped",
-        "checkpoint",
-    )
     which: str = chosen("finetuned", ("pretrained", "finetuned"), "of what is shipped")
     batch: int = ranged(1, 1, 4096, "rows of every input")
     trials: int = ranged(0, 0, 10**6, "episodes played by the exported planner and by the original, on the same starts")
-
-    def resolved(self) -> ExportArgs:
-        """With the run's own controller."""
-        found: ExportArgs = with_own_controller(self)
-        return found
 
 
 PLANNER_PRESET = chosen(
@@ -550,27 +540,13 @@ class DemoArgs(Common):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlayArgs(TaskFlags):
+class PlayArgs(PlayerFlags):
     """Episodes of a planner or of the expert, as a 3-D page and (where this machine can draw) a video.
 
     Without `--out` a new directory under `runs` is made.
     """
 
     task: str = chosen("pickup", T1_TASKS, "task")
-    run: Path | None = planner_place(
-        "run directory (its controller, steering or correction included) or planner file; left out: what is shipped",
-        "checkpoint",
-    )
-    which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")
     trials: int = ranged(32, 1, 256, "episodes played")
     episodes: int = ranged(4, 1, 64, "episodes shown")
     show: str = chosen("mixed", ("mixed", "won", "lost"), "which of them")
-
-    def check(self) -> None:
-        super().check()
-        no_expert_beside(self)
-
-    def resolved(self) -> PlayArgs:
-        """With the run's own controller."""
-        found: PlayArgs = with_own_controller(self)
-        return found

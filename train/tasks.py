@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,7 @@ from envs.tasks.hierarchy import Hierarchy, HierarchyConfig, PlannerParams
 from envs.wrappers import AutoReset
 from rdp_jax.config import ConfigError
 from rdp_jax.evaluate import first_episodes
+from rdp_jax.nets.build import GAUSSIAN
 from rdp_jax.planner import Planner, load
 from train import output
 from train.controller import act, load_part
@@ -117,9 +119,10 @@ class HumanoidStage:
         self, planner: Planner, seed: int, trials: int, at_once: int | None = None, explore: bool = False
     ) -> dict[str, Any]:
         """See `Stage.judge`."""
-        name = (planner.config, planner.dims, planner.tuned_steps, explore)
-        theatre = self.theatre(name, lambda: PlannerPlayer(planner.actor(), explore))
-        return self._judge(theatre, weights_of(planner), seed, trials, at_once)
+        shared, weights = with_std_as_data(planner)
+        name = (shared.config, shared.dims, shared.tuned_steps, explore)
+        theatre = self.theatre(name, lambda: PlannerPlayer(shared.actor(), explore))
+        return self._judge(theatre, weights, seed, trials, at_once)
 
     def judge_actor(
         self, actor: Any, weights: tuple[Any, Any], seed: int, trials: int, at_once: int | None = None
@@ -165,9 +168,10 @@ class GymStage:
         self, planner: Planner, seed: int, trials: int, at_once: int | None = None, explore: bool = False
     ) -> dict[str, Any]:
         """See `Stage.judge`."""
-        name = (planner.config, planner.dims, planner.tuned_steps, explore)
-        play = self._play(name, planner.actor(), explore)
-        return self._judge(play, planner.config.executed, weights_of(planner), seed, trials, at_once)
+        shared, weights = with_std_as_data(planner)
+        name = (shared.config, shared.dims, shared.tuned_steps, explore)
+        play = self._play(name, shared.actor(), explore)
+        return self._judge(play, planner.config.executed, weights, seed, trials, at_once)
 
     def judge_actor(
         self, actor: Any, weights: tuple[Any, Any], seed: int, trials: int, at_once: int | None = None
@@ -182,9 +186,9 @@ class GymStage:
             chunked = Chunked(self.env, actor.config.executed)
             vector = AutoReset(chunked)
 
-            def play(key, indices, bundle, base):
+            def play(key, indices, bundle, base, *first_std):
                 def choose(obs, keys):
-                    return actor.act(bundle, base, obs["actor"], keys, explore)
+                    return actor.act(bundle, base, obs["actor"], keys, explore, *first_std)
 
                 return first_episodes(vector, choose, key, indices, (), chunked.spec.episode_steps)
 
@@ -195,7 +199,7 @@ class GymStage:
         self,
         play: Callable[..., Any],
         executed: int,
-        weights: tuple[Any, Any],
+        weights: tuple[Any, ...],
         seed: int,
         trials: int,
         at_once: int | None,
@@ -222,6 +226,18 @@ def return_report(returns: np.ndarray) -> dict[str, Any]:
 def weights_of(planner: Planner) -> tuple[Any, Any]:
     """What an `Actor` wants: the bundle, and the frozen weights if some steps run on those."""
     return planner.bundle, planner.base if planner.tuned_steps else ()
+
+
+def with_std_as_data(planner: Planner) -> tuple[Planner, tuple[Any, ...]]:
+    """`planner` with the usual std of its first sample, and its weights followed by the std that it has: `Actor.act` takes it as
+    data, so that one compiled program judges it with any.  A planner without such a sample as it is, and its weights.
+    """
+    if planner.config.net.kind in GAUSSIAN:
+        return planner, weights_of(planner)
+    std = jnp.float32(planner.config.diffusion.first_std)
+    diffusion = dataclasses.replace(planner.config.diffusion, first_std=1.0)
+    shared = dataclasses.replace(planner, config=dataclasses.replace(planner.config, diffusion=diffusion))
+    return shared, (*weights_of(planner), std)
 
 
 def shipped(task: str, which: str) -> Path:

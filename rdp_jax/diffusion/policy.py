@@ -97,10 +97,14 @@ class DiffusionPolicy:
         x, noise = self.noise(key, obs.shape[0])
         return self.sample_from(params, obs, x, noise, explore)
 
-    def row_noise(self, keys: Array) -> tuple[Array, Array]:
-        """As `noise`, row `i` drawn from `keys[i]` alone: the same row on any number of devices."""
-        x, noise = jax.vmap(lambda key: self.noise(key, 1))(keys)
-        return x[:, 0], jnp.moveaxis(noise[:, :, 0], 0, 1)
+    def row_noise(self, keys: Array, first_std: Array | None = None) -> tuple[Array, Array]:
+        """As `noise`, row `i` drawn from `keys[i]` alone: the same row on any number of devices.
+
+        `first_std ()` stands for the configuration's, as data: one program then serves all of them.
+        """
+        x, noise = jax.vmap(lambda key: self._standard(key, 1))(keys)
+        std = self.config.first_std if first_std is None else first_std
+        return std * x[:, 0], jnp.moveaxis(noise[:, :, 0], 0, 1)
 
     @property
     def draws(self) -> dict[str, tuple[int, ...]]:

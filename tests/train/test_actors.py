@@ -15,8 +15,9 @@ from rdp_jax.planner import save
 from rdp_jax.steer import NoiseActor, PlannerBase, learned
 from train.actors import CORRECTION, NOISE_ACTOR, find_actor
 from train.controller import load_part, shipped
+from train.sampling import with_first_std
 from train.task_args import EvalArgs, task_dsrl
-from train.tasks import find_planner, weights_of
+from train.tasks import find_planner, weights_of, with_std_as_data
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,17 @@ def test_a_planner_alone_acts_itself(planner, tmp_path):
     own = chunk(planner.actor(), weights_of(planner), planner)
     for run in (None, tmp_path, tmp_path / "planner.safetensors"):
         np.testing.assert_array_equal(chunk(*find_actor(run, planner), planner), own)
+
+
+def test_the_std_of_the_first_sample_may_be_data(planner):
+    quiet = with_first_std(planner, 0.25)
+    shared, weights = with_std_as_data(quiet)
+    assert shared.config == with_std_as_data(planner)[0].config  # one program for both
+    obs = jnp.zeros((2, planner.config.history * planner.dims.frame))
+    keys = jax.random.split(jax.random.key(0), 2)
+    got = shared.actor().act(weights[0], weights[1], obs, keys, False, weights[2])
+    np.testing.assert_array_equal(got, chunk(quiet.actor(), weights_of(quiet), planner))
+    assert (np.asarray(got) != chunk(planner.actor(), weights_of(planner), planner)).any()
 
 
 def test_steering_comes_back(planner, tmp_path):

@@ -12,6 +12,7 @@ from rdp_jax.data import episodes as E
 from rdp_jax.planner import load, save
 from train.actors import NOISE_ACTOR
 from train.cli import main
+from train.sampling import with_first_std
 from train.task_args import TaskFlags
 from train.tasks import GymStage
 
@@ -155,7 +156,7 @@ def test_dsrl_goes_on_and_leaves_the_planner_alone(planner, tmp_path, capsys):
 def test_a_stage_compiles_once_whatever_weights_it_judges(planner):
     stage, one = GymStage(TaskFlags(task="hopper", num_envs=2)), load(planner / "planner.safetensors")
     other = dataclasses.replace(one, bundle=jax.tree.map(lambda x: 0.5 * x, one.bundle))
-    for given in (one, other, one):
+    for given in (one, other, with_first_std(one, 0.5)):
         stage.judge(given, seed=0, trials=2)
     (play,) = stage._plays.values()
     assert play._cache_size() == 1
