@@ -197,8 +197,8 @@ def _curves(page: Report, curve: Sequence[Mapping[str, Any]], steps: int) -> Non
         "share of episodes",
         bands={"success": (bounds[:, 0], bounds[:, 1])},
         y_range=(0.0, 1.0),
-        note=f"episodes that ended in the iteration ({output.count(steps)} environment steps); exploration costs some success"
-        + ("; shaded: the controller's turn, its own noise is added" if turns else ""),
+        note=f"episodes that ended in the iteration ({output.count(steps)} environment steps), at first those won quickly; "
+        "exploration costs some success" + ("; shaded: the controller's turn, its own noise is added" if turns else ""),
         shaded=turns,
     )
     for key, title, unit in CURVES:
