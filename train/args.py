@@ -171,8 +171,8 @@ class ReproduceArgs(Common):
 
     @property
     def goes_on(self) -> bool:
-        """A table always does."""
-        return True
+        """A table does, where it is one."""
+        return self.list or (self.out is not None and (self.out / "table.json").is_file())
 
     @property
     def writes(self) -> bool:

@@ -26,13 +26,18 @@ def _value(text: str) -> Any:
 def _setting(name: str, text: str, default: Any) -> Any:
     """The value of a setting, of its default's type.  Raises `ConfigError`."""
     value = _value(text)
-    if isinstance(default, tuple):
-        return value if isinstance(value, tuple) else (value,)
-    number = isinstance(default, (int, float)) and not isinstance(default, bool)
-    kind = (int, float) if number else type(default)
-    if default is not None and (not isinstance(value, kind) or (isinstance(value, bool) and number)):
+    if isinstance(default, tuple) and not isinstance(value, tuple):
+        value = (value,)
+    if not _alike(value, default):
         raise ConfigError("set", f"{name}={text}", f"{name}=VALUE with a value as {default!r}")
     return value
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether `value` is of the type of `default`, an integer being a float, too; anything is where there is none."""
+    if isinstance(default, tuple):
+        return all(_alike(item, default[0]) for item in value)
+    return default is None or type(value) is type(default) or (type(value) is int and type(default) is float)
 
 
 def overrides(args: BenchArgs) -> dict[str, Any]:

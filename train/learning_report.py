@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from envs.tasks.hierarchy import Hierarchy
+from rdp_jax.algos.joint import PHASES
 from train import output
 from train.replay import Caption, Replay
 from train.report import Metric, Report
@@ -167,11 +168,10 @@ def write(
 
 
 def controllers_turns(curve: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Stretches of iterations in which the controller explores and learns, half an iteration around each; nothing if it
-    never does."""
+    """Stretches of iterations in which the controller alone explores and learns, half an iteration around each."""
     turns: list[tuple[float, float]] = []
     for row in curve:
-        if not row.get("phase"):  # nothing but the planner's: 0 in a joint run, left out in one of the planner alone
+        if row.get("phase") != PHASES.index("controller"):
             continue
         start, end = row["iteration"] - 0.5, row["iteration"] + 0.5
         if turns and turns[-1][1] == start:
@@ -198,7 +198,9 @@ def _curves(page: Report, curve: Sequence[Mapping[str, Any]], steps: int) -> Non
         bands={"success": (bounds[:, 0], bounds[:, 1])},
         y_range=(0.0, 1.0),
         note=f"episodes that ended in the iteration ({output.count(steps)} environment steps), at first those won quickly; "
-        "exploration costs some success" + ("; shaded: the controller's turn, its own noise is added" if turns else ""),
+        "exploration costs some success"
+        + ("; where the controller learns its own noise is added" if any(row.get("phase") for row in curve) else "")
+        + (" (shaded: its turn alone)" if turns else ""),
         shaded=turns,
     )
     for key, title, unit in CURVES:

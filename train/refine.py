@@ -34,18 +34,18 @@ WIDER = 1.1  # the curriculum's factor
 
 
 class Curriculum:
-    """Spread of the starts, widened by a tenth whenever `--curriculum-pass` of an iteration's episodes succeed (REFINE-DP,
-    section 1, has nine tenths).
+    """Spread of the starts, widened by a tenth whenever `--curriculum-pass` of the latest episodes succeed (REFINE-DP, section 1,
+    has nine tenths).
 
-    As `rdp_jax`'s other figures of a success while learning it is one over the latest `ENOUGH` episodes or more, of iterations
-    in which the planner explores, and not before all first episodes have ended.  A resumed run reads where it was from its own
-    `metrics.jsonl`.
+    As many episodes as `reached` wants, of iterations in which the planner explores, and not before all that began on narrower
+    starts have ended.  A resumed run reads where it was from its own `metrics.jsonl`.
     """
 
     def __init__(self, args: RefineArgs, params: PlannerParams, pace: Pace):
         self.on, self.enough, self.params, self.pace = args.curriculum, args.curriculum_pass, params, pace
         self.scale = args.start_range if args.practice_range is None else args.practice_range
-        self.rows: list[dict[str, Any]] = []  # of the iterations since the starts were widened
+        self.since = 0  # iteration after which the starts were widened
+        self.rows: list[dict[str, Any]] = []  # of those that followed
         for row in read_curve(args.out) if self.on and args.resume else []:
             self.learn(row)
 
@@ -59,9 +59,10 @@ class Curriculum:
     def learn(self, row: dict[str, Any]) -> None:
         """After an iteration, with its number among its metrics."""
         self.rows.append(row)
-        if self.on and reached(telling(self.rows, self.pace), self.enough) is not None:
+        anew = dataclasses.replace(self.pace, first=self.since + self.pace.first)
+        if self.on and reached(telling(self.rows, anew), self.enough) is not None:
             self.scale *= WIDER
-            self.rows = []
+            self.since, self.rows = row["iteration"], []
 
 
 class Recording(joint.Update):

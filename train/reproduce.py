@@ -112,15 +112,16 @@ def cell(values: list[float | None], trials: int, metric: str) -> dict[str, Any]
 
 def remember(args: ReproduceArgs, out: Path) -> None:
     """Notes in the directory what its steps are made with; more seeds may follow.  Raises `ConfigError` where it holds steps that
-    were made with something else.
+    were made with something else, or nobody knows with what.
     """
     asked = to_dict(dataclasses.replace(args, seeds=1, out=None, list=False, json=False))
     path = out / "table.json"
-    if path.is_file():
+    if any(out.glob("*/*/summary.json")):
+        if not path.is_file():
+            raise ConfigError("out", str(out), "a new directory, or one with the table.json of its steps")
         found = difference(asked, json.loads(path.read_text()))
         if found:
             raise ConfigError(found[0], found[1], f"{found[2]!r}, with which the steps in {out} were made")
-        return
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, asked)
 

@@ -13,6 +13,7 @@ from rdp_jax import parallel
 from rdp_jax.algos import ppo
 from rdp_jax.algos.residual import Residual, ResidualActor, ResidualParams
 from rdp_jax.checkpoint import save_weights
+from rdp_jax.config import ConfigError
 from rdp_jax.planner import save
 from train.actors import CORRECTION
 from train.attempt import Attempt
@@ -27,7 +28,10 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     attempt = Attempt(args, "dppo")
     planner, stage = attempt.planner, attempt.stage
     mesh = parallel.make_mesh()
-    ppo.check_layout(args.residual, mesh)
+    try:
+        ppo.check_layout(args.residual, mesh)
+    except ConfigError as error:
+        raise ConfigError(f"residual.{error.field}", error.value, error.allowed) from error
     attempt.begin()
     vector = Residual(AutoReset(Chunked(stage.env, planner.config.executed)), planner)  # type: ignore[arg-type]
     scale = jnp.float32(args.residual_scale)

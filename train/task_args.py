@@ -67,6 +67,7 @@ class PlayerFlags(TaskFlags):
 
     run: Path | None = planner_place(
         "run directory (its controller, steering or correction included) or planner file; left out: what is shipped",
+        "planner",
         "checkpoint",
     )
     which: str = chosen("finetuned", ("pretrained", "finetuned", "expert"), "of what is shipped")

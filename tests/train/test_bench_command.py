@@ -20,7 +20,7 @@ def test_a_setting_that_the_scenario_lacks_is_refused(change):
         bench.overrides(BenchArgs(name="physics", **change))
 
 
-@pytest.mark.parametrize("pair", ["lanes=abc", "steps=true", 'noise="0.1"'])
+@pytest.mark.parametrize("pair", ["lanes=abc", "lanes=2.5", "steps=true", 'noise="0.1"', "cases=3"])
 def test_a_setting_of_another_type_is_refused(pair, capfd):
     assert cli.main(["bench", "physics", "--set", pair]) == 2
     assert f"--set: got '{pair}'" in capfd.readouterr().err

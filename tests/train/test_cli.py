@@ -201,6 +201,8 @@ def test_a_summary_is_not_overwritten_unless_a_command_goes_on(tmp_path, capfd):
     assert cli.main(["echo", *words]) == 0
     assert cli.main(["echo", *words, "--seed", "1"]) == 2
     assert "--out: got" in capfd.readouterr().err
+    assert cli.main(["reproduce", "success", *words]) == 2
+    (tmp_path / "table.json").touch()
     assert parse(f"reproduce success --out {tmp_path}").goes_on
     assert parse(f"refine --resume --out {tmp_path}").goes_on and not parse("refine").goes_on
 

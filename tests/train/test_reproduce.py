@@ -140,13 +140,24 @@ def test_steps_that_are_done_are_not_run_again(tmp_path, monkeypatch):
 
 
 def test_a_table_is_made_of_steps_that_were_made_alike(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "run_step", lambda step, folder: {"wall_s": 1.0, "env_steps": 1, "metrics": {}})
+    def fake(step, folder):
+        (folder / step.name).mkdir(parents=True, exist_ok=True)
+        (folder / step.name / "summary.json").touch()
+        return {"wall_s": 1.0, "env_steps": 1, "metrics": {}}
+
+    monkeypatch.setattr(reproduce, "run_step", fake)
     args = ReproduceArgs(name="imitation", seeds=1, trials=10, out=tmp_path)
+    reproduce.remember(
+        dataclasses.replace(args, minutes=100.0), tmp_path
+    )  # mistyped, interrupted before its first step
     reproduce.run_reproduce(args)
     reproduce.run_reproduce(dataclasses.replace(args, seeds=2))  # more of the same
     for name, value in (("task", "door"), ("trials", 20), ("minutes", 1.0), ("name", "success"), ("backend", "mjx")):
         with pytest.raises(ConfigError, match=rf"{name}="):
             reproduce.run_reproduce(dataclasses.replace(args, **{name: value}))
+    (tmp_path / "table.json").unlink()
+    with pytest.raises(ConfigError, match=r"out="):
+        reproduce.run_reproduce(args)
 
 
 def test_a_table_shown_as_commands_leaves_no_trace(tmp_path):
