@@ -299,10 +299,10 @@ class Watched(Resumable):
 
     def check(self) -> None:
         super().check()
-        if self.eval_every and not self.trials:
-            raise ConfigError("eval_every", self.eval_every, "0, or with --trials above 0")
         if self.keep == "best" and not (self.eval_every and self.trials):
             raise ConfigError("keep", self.keep, "last, or with --eval-every and --trials above 0")
+        if self.eval_every and not self.trials:
+            raise ConfigError("eval_every", self.eval_every, "0, or with --trials above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def test_planner_and_controller_of_a_task(tmp_path, capsys):
     action = listed["networks"]["planner"]["output"]
     assert action["action"][-1]["stop"] * action["actions"] == listed["networks"]["planner"]["outputs"]["actions"][1]
     assert cli.main(["export", "--task", "pickup", "--out", str(out)]) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert "nothing is overwritten" in capsys.readouterr().err
 
 
 def test_a_steered_planner_needs_no_noise(tmp_path, capsys):
