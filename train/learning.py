@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from envs.core import EnvSpec
-from rdp_jax.algos.joint import PHASES
 from rdp_jax.algos.loop import LoopConfig, Result, train
 from rdp_jax.config import ConfigError, to_dict
 from rdp_jax.nets.build import GAUSSIAN
 from rdp_jax.planner import Planner
 from rdp_jax.runs import Run, git_revision, versions
 from train import output
-from train.learning_report import read_curve, write
+from train.learning_report import controllers, read_curve, write
 from train.rollouts import Played
 from train.tasks import HumanoidStage, Stage, find_planner
 
@@ -128,8 +127,7 @@ def telling(rows: list[dict[str, Any]], pace: Pace) -> list[dict[str, Any]]:
     """Those of the metrics per iteration whose success is that of a planner that explores: not the iterations in which the first
     episodes end (the first to end are those that were won quickly), and not those in which only the controller explores.
     """
-    controllers = PHASES.index("controller")
-    return [row for row in rows if row["iteration"] > pace.first and row.get("phase") != controllers]
+    return [row for row in rows if row["iteration"] > pace.first and not controllers(row)]
 
 
 def reached(rows: list[dict[str, Any]], level: float = 0.9) -> int | None:

@@ -167,11 +167,16 @@ def write(
     return page.write(path, overwrite=True)
 
 
+def controllers(row: Mapping[str, Any]) -> bool:
+    """Whether the controller alone explored and learned in the iteration with these metrics."""
+    return bool(row.get("phase") == PHASES.index("controller"))
+
+
 def controllers_turns(curve: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
     """Stretches of iterations in which the controller alone explores and learns, half an iteration around each."""
     turns: list[tuple[float, float]] = []
     for row in curve:
-        if row.get("phase") != PHASES.index("controller"):
+        if not controllers(row):
             continue
         start, end = row["iteration"] - 0.5, row["iteration"] + 0.5
         if turns and turns[-1][1] == start:

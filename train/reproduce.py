@@ -132,11 +132,10 @@ def run_reproduce(args: ReproduceArgs) -> dict[str, Any]:
     seeds = [args.seed + i for i in range(args.seeds)]
     plans = {seed: steps_of(args, seed) for seed in seeds}
     out = args.out or (new_directory(f"reproduce-{args.name}") if not args.list else Path("OUT"))
-    if not args.list:
-        remember(args, out)
     if args.list:
         listed = [f"rdp {' '.join(command(s, out / f'seed-{seed}'))}" for seed, plan in plans.items() for s in plan]
         return _summary(args, start, {"commands": list(dict.fromkeys(listed))}, 0)
+    remember(args, out)
     rows: dict[str, dict[str, Any]] = {}
     found: dict[tuple[str, str], list[float | None]] = {}
     shares: dict[str, float] = {}

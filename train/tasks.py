@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -25,6 +24,7 @@ from rdp_jax.planner import Planner, load
 from train import output
 from train.controller import act, load_part
 from train.rollouts import EVALUATION_STREAM, PlannerPlayer, Played, Theatre, evaluate, report
+from train.sampling import with_first_std
 from train.task_args import TaskFlags
 
 
@@ -235,9 +235,7 @@ def with_std_as_data(planner: Planner) -> tuple[Planner, tuple[Any, ...]]:
     if planner.config.net.kind in GAUSSIAN:
         return planner, weights_of(planner)
     std = jnp.float32(planner.config.diffusion.first_std)
-    diffusion = dataclasses.replace(planner.config.diffusion, first_std=1.0)
-    shared = dataclasses.replace(planner, config=dataclasses.replace(planner.config, diffusion=diffusion))
-    return shared, (*weights_of(planner), std)
+    return with_first_std(planner, 1.0), (*weights_of(planner), std)
 
 
 def shipped(task: str, which: str) -> Path:

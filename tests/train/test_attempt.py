@@ -1,7 +1,10 @@
 """What comes out of learning: how noisy its first sample is, and on which starts that is decided."""
 
 import contextlib
+import dataclasses
+import types
 
+import numpy as np
 import pytest
 
 from rdp_jax.config import ConfigError, validate
@@ -49,6 +52,22 @@ def attempt(scores, **more):
     found.planner = with_first_std(given, 0.5)
     found.log, found.final_scores, found.untrained_final = Log(found.stage, args), {}, {}
     return found
+
+
+def test_what_a_run_began_from_is_told_apart_by_what_is_in_it():
+    made = attempt({})
+    made.given = dataclasses.replace(made.planner, bundle={"w": np.zeros(2, np.float32)})
+
+    def told(planner=0.0, legs=0.0, hands=0.0):
+        made.given = dataclasses.replace(made.given, bundle={"w": np.full(2, planner, np.float32)})
+        controller = {"legs": {"w": np.float32(legs)}, "hands": {"w": np.float32(hands)}}
+        made.stage.params = types.SimpleNamespace(controller=controller)
+        return made._fingerprints()
+
+    first = told()
+    assert set(first) == {"planner", "legs", "hands"} and told() == first
+    for name in first:
+        assert [other for other, digest in told(**{name: 1e-6}).items() if digest != first[other]] == [name]
 
 
 def std_of(planner):

@@ -68,6 +68,7 @@ def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
     first = run(capsys, *words, "--iterations", "1")
     # How it is sampled in the end does not matter to what is learned.
     again = run(capsys, *words, "--iterations", "2", "--resume", "--final-std", "0.25")
+    assert first["metrics"]["success_rate_before"] is first["metrics"]["success_rate_after"] is None
     assert first["metrics"]["iterations"] == 1 and again["metrics"]["iterations"] == 2
     assert again["env_steps"] == 2 * first["env_steps"] == 2 * 8 * 4 * 4
     assert len((tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()) == 2

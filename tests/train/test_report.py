@@ -272,6 +272,13 @@ def test_existing_file_is_kept_unless_told(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_stretches_of_x_are_shaded():
+    plain, shaded = (
+        Report("x").add_plot("t", {"a": [1, 2, 3]}, "x", "y", shaded=turns).render() for turns in ((), [(0.5, 1.5)])
+    )
+    assert "opacity: 0.5" not in plain and "opacity: 0.5" in shaded
+
+
 def test_bands_need_their_series():
     with pytest.raises(ValueError, match="no series: b"):
         Report("x").add_plot("t", {"a": [1, 2]}, "x", "y", {"b": ([0, 1], [2, 3])})
