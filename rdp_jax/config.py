@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any, TypeVar
 
 C = TypeVar("C")
@@ -72,16 +73,24 @@ def validate(config: C, prefix: str = "") -> C:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain JSON types: nested dictionaries, tuples as lists."""
+    """Plain JSON types: nested dictionaries, tuples as lists, paths as strings."""
 
     def plain(value):
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, dict):
             return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, Path):
+            return str(value)
         return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
     return plain(config)
+
+
+def without_paths(config: C) -> C:
+    """The same with nothing where it names a place: files may move, and weights that are passed on need not tell from where."""
+    named = [f.name for f in dataclasses.fields(config) if isinstance(getattr(config, f.name), Path)]  # type: ignore[arg-type]
+    return dataclasses.replace(config, **dict.fromkeys(named))  # type: ignore[type-var]
 
 
 def from_dict(cls: type[C], values: dict[str, Any]) -> C:

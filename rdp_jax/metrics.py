@@ -42,6 +42,12 @@ class JsonlSink:
         self._file.close()
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What a `JsonlSink` wrote, oldest first, without a line that a crash has cut short; nothing where there is no file."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if math.isfinite(_iteration(line))]
+
+
 def _iteration(line: str) -> float:
     """Iteration of a line; infinity for one cut short by a crash, so that it is dropped."""
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import functools
 import importlib.metadata
 import json
 import platform
@@ -11,13 +14,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import jax
 
 from rdp_jax.checkpoint import Checkpointer
 from rdp_jax.config import difference
-from rdp_jax.metrics import JsonlSink, TensorBoardSink
+from rdp_jax.metrics import JsonlSink, TensorBoardSink, read_rows
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mujoco", "mujoco-mjx")
 
@@ -37,8 +40,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def git_revision() -> str | None:
-    """Commit of the source tree, with `+` when there are local changes; `None` outside a repository."""
+    """Commit of the source tree, with `+` when there are local changes; `None` outside a repository.
+
+    As it was when this was first asked: what a process runs does not change when the tree does.
+    """
     here = Path(__file__).resolve().parent
 
     def git(*args: str) -> str:
@@ -55,6 +62,27 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds.  Raises `RunError`, naming it, if that is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON: {error}") from error
+
+
+def hold(path: Path) -> IO[str]:
+    """An open file that no other process can hold; closing it lets it go.  Raises `BlockingIOError`."""
+    file = path.open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise BlockingIOError(f"{path} is held by another process") from error
+        # Some file systems know no locks.
+    return file
 
 
 def new_directory(name: str) -> Path:
@@ -77,8 +105,9 @@ class Run:
 
     Args:
       out: the directory.
-      config: everything resolved, plain JSON types (`config.to_dict`).
+      config: what a run and its resumption must agree on, plain JSON types (`config.to_dict`).
       resume: continue what is there; otherwise an existing non-empty directory is refused.
+      asked: all that was asked for, written beside it; of a resumption it is added under `resumed`.
       keep: checkpoints kept.
       tensorboard: also write TensorBoard files.
 
@@ -87,7 +116,13 @@ class Run:
     """
 
     def __init__(
-        self, out: Path | str, config: dict[str, Any], resume: bool = False, keep: int = 2, tensorboard: bool = False
+        self,
+        out: Path | str,
+        config: dict[str, Any],
+        resume: bool = False,
+        keep: int = 2,
+        tensorboard: bool = False,
+        asked: dict[str, Any] | None = None,
     ):
         self.out = Path(out)
         self.config = json.loads(json.dumps(config))
@@ -100,9 +135,9 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
         # Of several processes only the first writes files; checkpoints are written by all, each its own shards.
         self.main = jax.process_index() == 0
-        if self.main and not resume:
-            info = {"versions": versions(), "git": git_revision(), "device": jax.devices()[0].device_kind}
-            write_json(self.out / "config.json", {"config": self.config, **info})
+        self._lock = self._taken() if self.main else None
+        if self.main:
+            self._describe(asked or {}, resume)
         self.checkpoints = Checkpointer(self.out / "checkpoints", self.config, keep)
         first = self.checkpoints.latest() or 0
         self._sinks: list[Any] = []
@@ -110,6 +145,27 @@ class Run:
             self._sinks.append(JsonlSink(self.out / "metrics.jsonl", keep_until=first if resume else None))
         if self.main and tensorboard:
             self._sinks.append(TensorBoardSink(self.out / "tensorboard"))
+
+    def _taken(self) -> IO[str]:
+        try:
+            return hold(self.out / ".lock")
+        except BlockingIOError as error:
+            raise RunError(f"{self.out} is in use by another process") from error
+
+    def _describe(self, asked: dict[str, Any], resume: bool) -> None:
+        """Writes `config.json`, or adds to it what a resumption was asked for."""
+        path = self.out / "config.json"
+        call = {
+            "asked": asked,
+            "versions": versions(),
+            "git": git_revision(),
+            "device": jax.devices()[0].device_kind,
+        }
+        if resume:
+            saved = read_json(path)
+            write_json(path, {**saved, "resumed": [*saved.get("resumed", []), call]})
+        else:
+            write_json(path, {"config": self.config, **call})
 
     def _check_same(self) -> None:
         path = self.out / "config.json"
@@ -124,6 +180,11 @@ class Run:
     def restore(self, template: Any) -> Any:
         """Newest checkpoint in the form of `template`, or `template` itself if there is none yet."""
         return template if self.checkpoints.latest() is None else self.checkpoints.restore(template)
+
+    def latest(self) -> dict[str, Any]:
+        """Metrics of the last iteration that was logged; none if there is none."""
+        rows = read_rows(self.out / "metrics.jsonl")
+        return {name: value for name, value in rows[-1].items() if name != "iteration"} if rows else {}
 
     def log(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Writes metrics to every sink."""
@@ -144,6 +205,8 @@ class Run:
         for sink in self._sinks:
             sink.close()
         self.checkpoints.close()
+        if self._lock:
+            self._lock.close()
 
     def __enter__(self) -> Run:
         return self

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.scenarios import SCENARIOS
 from rdp_jax.config import ConfigError, chosen, ranged
 from train.names import TASKS
-from train.recipes import RECIPES
+from train.recipes import FRESH_STARTS, RECIPES
 
 BACKENDS = ("auto", "native", "mjx", "warp")
 SCENES = ("flat", "platforms", "step", "carry")
@@ -168,6 +168,11 @@ class ReproduceArgs(Common):
         for name, value, table in (("wide", self.wide, "ood"), ("iterations", self.iterations, "gym")):
             if value != type(self).__dataclass_fields__[name].default and self.name != table:
                 raise ConfigError(name, value, f"left out (it is about the table {table})")
+        last = self.seed + self.seeds - 1 + FRESH_STARTS * (self.name == "scratch")
+        if last >= 2**31:
+            raise ConfigError(
+                "seed", self.seed, f"0 .. {self.seed - (last - 2**31 + 1)} (its last command has --seed {last})"
+            )
 
     @property
     def goes_on(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rdp_jax.algos.loop import Result
 from rdp_jax.checkpoint import fingerprint
+from rdp_jax.config import to_dict
 from rdp_jax.planner import Planner
 from rdp_jax.runs import Run
 from train import output
@@ -33,6 +34,7 @@ class Attempt:
       same: whether the two plan alike without exploration.
       stage: of the task.
       run: where to log and save; None without `--out`, and before `begin`.
+      first: iterations that a resumed run had made before.
       log: of the judgements.
 
     Raises `ConfigError` where planner, algorithm and task do not fit each other.
@@ -49,6 +51,7 @@ class Attempt:
         check_fits(self.given, self.stage.env)
         self.log = EvaluationLog(args, self.stage)
         self.run: Run | None = None
+        self.first = 0
         self.before: dict[str, Any] = {}
         self.untrained: dict[str, Any] = {}
         self.untrained_final: dict[str, Any] = {}
@@ -86,7 +89,7 @@ class Attempt:
         """Takes the run directory, and judges what is there before anything is learned.  Raises `RunError`, for a resumed run
         also if it began from another planner or controller."""
         recorded = {**settings(self.args), "weights": self._fingerprints()}
-        self.run = Run(self.args.out, recorded, resume=self.args.resume) if self.args.out else None
+        self.run = Run(self.args.out, recorded, self.args.resume, asked=to_dict(self.args)) if self.args.out else None
         self.before = self.log.judge("before", self.given)
         if not self.same:
             self.untrained = self.log.judge("untrained", self.planner)
@@ -99,7 +102,9 @@ class Attempt:
 
     def restored(self, state: Any) -> Any:
         """`state`, or what the run that is resumed had come to."""
-        return self.run.restore(state) if self.run else state
+        state = self.run.restore(state) if self.run else state
+        self.first = int(state.iteration)
+        return state
 
     def chosen_std(self) -> dict[str, Any]:
         """What a summary says about the choice of `chosen`, if there was one."""
@@ -125,10 +130,11 @@ class Attempt:
           num_envs: of the learner.
           result, to_90: as from `learn`.
           after: the judgement of what was learned.
-          steps: of the environments, in all.
+          steps: of the environments, in all; the summary's own `env_steps` are those of this call.
         """
         if self.run:
             self.run.close()
+        made = int(result.state.iteration)  # all alike in steps
         record = output.summary(
             command,
             seed=self.args.seed,
@@ -142,7 +148,7 @@ class Attempt:
                 **more,
             },
             task=self.args.task,
-            env_steps=steps,
+            env_steps=steps * (made - self.first) // max(made, 1),
         )
         self.log.report(record)
         return record

@@ -22,6 +22,7 @@ import tyro
 from rdp_jax.config import ConfigError, validate
 from rdp_jax.heap import keep_freed
 from rdp_jax.programs import keep_programs
+from train.args import Resumable
 from train.output import show, stdout_to_stderr
 
 _STYLE = (tyro.conf.FlagCreatePairsOff,)
@@ -314,6 +315,20 @@ def _explain(words: Sequence[str]) -> None:
     )
 
 
+def placed(command: Command, args: Any) -> Any:
+    """`args` of a command that is about to run; one that trains gets a directory of its own where it was given none: what hours
+    have learned is not thrown away.
+    """
+    from rdp_jax.runs import git_revision, new_directory  # loads JAX, as the command does
+
+    git_revision()  # which the summary names; by then the tree may be another
+    if not isinstance(args, Resumable) or args.out is not None:
+        return args
+    out = new_directory(command.name.replace(" ", "-"))
+    print(f"rdp {command.name}: writes to {out}", file=sys.stderr)
+    return dataclasses.replace(args, out=out)
+
+
 def _write(out: Path, record: dict[str, Any]) -> None:
     from rdp_jax.runs import write_json  # loads JAX, as the command has by now
 
@@ -340,6 +355,7 @@ def run(command: Command, words: Sequence[str]) -> int:
     try:
         args = parse(command, cls, words)
         with stdout_to_stderr() if args.json else contextlib.nullcontext():
+            args = placed(command, args)
             record = _load(command.run)(args)
             if args.out is not None and args.writes:
                 _write(args.out, record)

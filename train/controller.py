@@ -27,8 +27,8 @@ from envs.wrappers import AutoReset
 from rdp_jax import parallel
 from rdp_jax.algos import ppo
 from rdp_jax.algos.loop import LoopConfig, train
-from rdp_jax.checkpoint import load_weights, save_weights
-from rdp_jax.config import ConfigError, to_dict
+from rdp_jax.checkpoint import fingerprint, load_weights, save_weights
+from rdp_jax.config import ConfigError, to_dict, without_paths
 from rdp_jax.normalize import Normalizer
 from rdp_jax.runs import Run, git_revision, versions
 from train import output
@@ -99,8 +99,9 @@ def run_train(args: TrainArgs) -> dict[str, Any]:
     vector = AutoReset(env)
     params = training_params(partner)
     # What may differ between a run and its resumption is left out.
-    recorded = _plain(dataclasses.replace(args, resume=False, json=False, iterations=1, minutes=None))
-    run = Run(args.out, recorded, resume=args.resume) if args.out else None
+    recorded = to_dict(without_paths(dataclasses.replace(args, resume=False, json=False, iterations=1, minutes=None)))
+    recorded["weights"] = {name: fingerprint(w) for name, w in (("init", given), ("partner", partner)) if w is not None}
+    run = Run(args.out, recorded, args.resume, asked=to_dict(args)) if args.out else None
     state = ppo.init(jax.random.key(args.seed), args.ppo, vector, params, mesh)
     if given is not None and args.init is not None:
         state = start_from(state, given, args.init)
@@ -163,12 +164,6 @@ def start_from(state: ppo.LearnerState, weights: Weights, path: Path) -> ppo.Lea
     return state.replace(params=params, normalizer={**state.normalizer, "actor": new[1]})
 
 
-def _plain(args: TrainArgs) -> dict[str, Any]:
-    """The settings as JSON can hold them."""
-    names = {name: value and str(value) for name, value in (("partner", args.partner), ("init", args.init))}
-    return {**to_dict(dataclasses.replace(args, out=None, partner=None, init=None)), **names}
-
-
 def export(state: ppo.LearnerState) -> dict[str, Any]:
     """What acting needs: the policy and the normaliser of its observations."""
     return {"actor": state.params["actor"], "normalizer": state.normalizer["actor"]}
@@ -177,7 +172,7 @@ def export(state: ppo.LearnerState) -> dict[str, Any]:
 def _metadata(args: TrainArgs, state: ppo.LearnerState) -> dict[str, Any]:
     return {
         "part": args.part,
-        "config": _plain(args),
+        "config": to_dict(without_paths(args)),
         "env_steps": ppo.env_steps(args.ppo, state),
         "iterations": int(state.iteration),
         "versions": versions(),

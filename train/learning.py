@@ -9,11 +9,12 @@ from typing import Any
 
 from envs.core import EnvSpec
 from rdp_jax.algos.loop import LoopConfig, Result, train
-from rdp_jax.config import ConfigError, to_dict
+from rdp_jax.config import ConfigError, to_dict, without_paths
 from rdp_jax.nets.build import GAUSSIAN
 from rdp_jax.planner import Planner
 from rdp_jax.runs import Run, git_revision, versions
 from train import output
+from train.actors import CORRECTION, NOISE_ACTOR
 from train.learning_report import controllers, read_curve, write
 from train.rollouts import Played
 from train.tasks import HumanoidStage, Stage, find_planner
@@ -25,7 +26,12 @@ ENOUGH = 100  # episodes that a success while learning is judged over
 
 def start_planner(args: Any, algo: str) -> Planner:
     """The pre-trained planner to start from.  Raises `ConfigError` where it does not suit the algorithm."""
-    planner = find_planner(args.planner, args.task, "pretrained")
+    place = args.planner
+    beside = [name for name in (CORRECTION, NOISE_ACTOR) if place and place.is_dir() and (place / name).is_file()]
+    if beside:
+        allowed = f"a planner that plans by itself; beside this one lies {beside[0]} (its file alone can be named)"
+        raise ConfigError("planner", str(place), allowed)
+    planner = find_planner(place, args.task, "pretrained")
     gaussian = planner.config.net.kind in GAUSSIAN
     if gaussian != (algo == "gaussian-ppo"):
         suits = "gaussian-ppo" if gaussian else "dppo"
@@ -48,9 +54,8 @@ def settings(args: Any) -> dict[str, Any]:
         "tickets": 32,
     }
     free |= {"resume": False, "json": False}
-    paths = {"out": None, "planner": None, "legs": None, "hands": None}
     free = {name: value for name, value in free.items() if hasattr(args, name)}
-    return to_dict(dataclasses.replace(args, **free, **paths))
+    return to_dict(without_paths(dataclasses.replace(args, **free)))
 
 
 def described(args: Any, before: Planner, iterations: int) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def described(args: Any, before: Planner, iterations: int) -> dict[str, Any]:
         "before": before.metadata,
         "seed": args.seed,
         "iterations": iterations,
-        "config": settings(args),
+        "config": to_dict(without_paths(args)),
         "versions": versions(),
         "git": git_revision(),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from envs.tasks.hierarchy import Hierarchy
 from rdp_jax.algos.joint import PHASES
+from rdp_jax.metrics import read_rows
 from train import output
 from train.replay import Caption, Replay
 from train.report import Metric, Report
@@ -48,8 +48,7 @@ MEANING = {
 
 def read_curve(out: Path | None) -> list[dict[str, Any]]:
     """`metrics.jsonl` of a run directory; nothing without one."""
-    path = out / "metrics.jsonl" if out else None
-    return [json.loads(line) for line in path.read_text().splitlines()] if path and path.is_file() else []
+    return read_rows(out / "metrics.jsonl") if out else []
 
 
 def a_pair(before: Played, after: Played) -> int:

@@ -239,11 +239,13 @@ class Progress:
         total: int,
         *,
         budget_s: float | None = None,
+        unit: str = "env steps",
         every_s: float = 10.0,
         stream: TextIO | None = None,
         clock=time.monotonic,
     ):
         self.label, self.total, self.budget_s, self.every_s, self._clock = label, total, budget_s, every_s, clock
+        self.unit = unit
         self._stream = stream or sys.stderr
         self._start = clock()
         self._printed: float | None = None
@@ -272,7 +274,7 @@ class Progress:
             self._print()
 
     def update(self, done: int, env_steps: int = 0, note: str = "") -> None:
-        """`done` of `total` are finished, `env_steps` simulated so far; `note` is shown as it is."""
+        """`done` of `total` are finished, `env_steps` (or whatever `unit` names) so far; `note` is shown as it is."""
         now = self._clock()
         # Rates run from the first update on: what came before it is compilation.
         self._points.append((now, done, env_steps))
@@ -289,7 +291,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, facts="  ".join(facts))
             return
-        steps = [f"{count(env_steps)} env steps"] if env_steps else []
+        steps = [f"{count(env_steps)} {self.unit}"] if env_steps else []
         self._line = "  ".join([f"{self.label}  {done}/{self.total}", *steps, *facts])
         if self._printed is None or now - self._printed >= self.every_s:
             self._printed = now

@@ -13,7 +13,8 @@ import numpy as np
 from rdp_jax import parallel
 from rdp_jax.algos import bc
 from rdp_jax.algos.loop import LoopConfig, train
-from rdp_jax.config import ConfigError, to_dict
+from rdp_jax.checkpoint import fingerprint
+from rdp_jax.config import ConfigError, to_dict, without_paths
 from rdp_jax.data import episodes as E
 from rdp_jax.data import windows as W
 from rdp_jax.data.foreign import is_lerobot, load_foreign
@@ -69,19 +70,20 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
     if stage is not None:  # else the demonstrations may be those of any robot
         check_fits(Planner(args.planner, dims, bundle, None, 0, {}), stage.env)
     steps = max(data[0].obs.shape[0] // args.bc.batch, 1)
-    config = dataclasses.replace(args.bc, total_steps=max(steps * args.epochs, 1))
-    recorded = to_dict(
-        dataclasses.replace(
-            args, out=None, data=None, legs=None, hands=None, resume=False, json=False, minutes=None, trials=0
-        )
+    config = dataclasses.replace(
+        args.bc,
+        total_steps=max(steps * args.epochs, 1),
+        epochs_per_call=even_calls(args.epochs, args.bc.epochs_per_call),
     )
-    run = Run(args.out, {**recorded, "data": str(args.data)}, resume=args.resume) if args.out else None
+    recorded = to_dict(without_paths(dataclasses.replace(args, resume=False, json=False, minutes=None, trials=0)))
+    recorded["data"] = fingerprint({"obs": found.obs, "action": found.action})
+    run = Run(args.out, recorded, args.resume, asked=to_dict(args)) if args.out else None
     mesh = parallel.make_mesh()
     state = bc.init(jax.random.key(args.seed), config, policy, args.planner.history * dims.frame)
     state = run.restore(state) if run else state
-    iterations = -(-args.epochs // config.epochs_per_call)
+    iterations = args.epochs // config.epochs_per_call
     loop = LoopConfig(iterations=iterations, save_every_s=60.0, max_wall_s=60.0 * (args.minutes or 0.0))
-    with output.Progress(f"pretrain {args.task}", total=iterations) as bar:
+    with output.Progress(f"pretrain {args.task}", total=iterations, unit="windows") as bar:
         result = train(
             bc.Update(config, policy, mesh),
             state,
@@ -100,7 +102,7 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
         "data": {k: found.metadata.get(k) for k in ("recipe", "observations", "actions", "tried", "won")},
         "seed": args.seed,
         "gradient_steps": int(result.state.step),
-        "config": recorded,
+        "config": to_dict(without_paths(args)),
         "versions": versions(),
         "git": git_revision(),
     }
@@ -108,25 +110,31 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
     if args.out:
         save(args.out / PLANNER, planner)
     metrics = {
-        "loss": float(result.metrics.get("loss/train", np.nan)),
-        "validation_loss": float(result.metrics.get("loss/validation", np.nan)),
+        "loss": result.metrics.get("loss/train"),
+        "validation_loss": result.metrics.get("loss/validation"),
         "demonstrations": len(found),
         "gradient_steps": int(result.state.step),
+        "stopped_by": result.stopped_by,
         "trials": args.trials,
         "success_rate": None,
     }
-    if stage is not None:
-        metrics |= stage.judge(planner, args.seed, args.trials, args.num_envs)
+    played = {} if stage is None else stage.judge(planner, args.seed, args.trials, args.num_envs)
+    stepped = played.pop("env_steps", 0)
+    played.pop("score", None)
     if run:
         run.close()
-    metrics = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in metrics.items()}
     return output.summary(
         "pretrain",
         seed=args.seed,
         backend=None if stage is None else stage.env.physics.name,
         num_envs=args.num_envs or min(256, max(args.trials, 1)),
         wall_s=time.monotonic() - start,
-        metrics=metrics,
+        metrics={**metrics, **played},
         task=args.task,
-        env_steps=0,
+        env_steps=stepped,
     )
+
+
+def even_calls(epochs: int, most: int) -> int:
+    """Epochs per call of the update, `most` or fewer, so that the calls are alike and have that many epochs in all."""
+    return max(n for n in range(1, most + 1) if epochs % n == 0)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from train.names import GYM_TASKS
 
 SHARED = ("demos", "medium")  # steps that do not depend on the seed
+FRESH_STARTS = 1_000_000  # added to the seed: starts that nothing has seen
 DATA_SIZES = (25, 50, 100, 200, 500, 1000)
 RERUNS = {
     "hopper": {0: 1439, 20: 2253, 50: 2775, 100: 2652},
@@ -304,7 +305,7 @@ def scratch(s: Settings) -> list[Step]:
             (
                 *_common(s, *train, "--part", "hands"),
                 "--minutes",
-                f"{s.minutes / 5:g}",
+                f"{max(s.minutes / 5, 0.01):g}",
                 "--partner",
                 "{legs}/legs.safetensors",
             ),
@@ -316,7 +317,7 @@ def scratch(s: Settings) -> list[Step]:
         Step(
             "eval",
             (
-                *("eval", "--task", s.task, "--seed", str(s.seed + 1_000_000), "--trials", str(s.trials)),
+                *("eval", "--task", s.task, "--seed", str(s.seed + FRESH_STARTS), "--trials", str(s.trials)),
                 *("--run", "{refine}"),
             ),
             "fresh starts",

@@ -1,28 +1,36 @@
 """`rdp reproduce`: a table of the papers, ours beside theirs, by running the commands that make it.
 
-Every step has a directory of its own and is skipped once its `summary.json` is there: a table that was interrupted goes on where
-it stopped.
+Every step has a directory of its own and is skipped once its `summary.json` says that it was done: a table that was interrupted
+goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 
 from envs.physics import available
 from rdp_jax.config import ConfigError, difference, to_dict
-from rdp_jax.runs import new_directory, write_json
+from rdp_jax.metrics import read_rows
+from rdp_jax.runs import new_directory, read_json, write_json
 from train import output
 from train.args import ReproduceArgs
 from train.names import GYM_TASKS
 from train.recipes import ON_GYM, RECIPES, SHARED, Settings, Step
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LEAST_MINUTES = 0.01  # that a learning command takes
 
 
 def steps_of(args: ReproduceArgs, seed: int) -> list[Step]:
@@ -75,28 +83,87 @@ def shown(step: Step, metrics: dict[str, Any]) -> Any:
     return None if value is None or not base else value / base - 1.0
 
 
+def done(folder: Path) -> dict[str, Any] | None:
+    """The summary in a step's directory; None if there is none, or a signal cut the step short."""
+    path = folder / "summary.json"
+    found: dict[str, Any] | None = read_json(path) if path.is_file() else None
+    return None if found is None or found["metrics"].get("stopped_by") else found
+
+
+def going_on(words: list[str], left: Path) -> list[str]:
+    """The words of a step of which an interruption left something behind, with what is left of its `--minutes`."""
+    words = [*words, "--resume"]
+    if "--minutes" in words:
+        at = words.index("--minutes") + 1
+        spent = sum(row.get("time/iteration_s") or 0.0 for row in read_rows(left / "metrics.jsonl"))
+        words[at] = f"{max(float(words[at]) - spent / 60.0, LEAST_MINUTES):g}"
+    return words
+
+
 def run_step(step: Step, folder: Path) -> dict[str, Any]:
-    """The summary of a step, which is run unless it is there.  Raises `RuntimeError` if it fails."""
+    """The summary of a step, which is run unless it was done.  Raises `RuntimeError` if it fails or is stopped."""
     left = place(step.name, folder)
-    done = left / "summary.json"
-    if done.is_file():
-        found: dict[str, Any] = json.loads(done.read_text())
+    found = done(left)
+    if found is not None:
         return found
     words = command(step, folder)
-    # What an interruption left behind, if only the first episodes of a collection.
+    # If only the first episodes of a collection.
     if words[0] != "eval" and left.is_dir() and any(left.iterdir()):
-        words.append("--resume")
-    print(f"--- rdp {' '.join(words)}", file=sys.stderr, flush=True)
+        words = going_on(words, left)
+    said = f"rdp {shlex.join(words)}"
+    print(f"--- {said}", file=sys.stderr, flush=True)
     status = launch(words)
     if status:
-        raise RuntimeError(f"rdp {' '.join(words)} left with status {status}")
-    found = json.loads(done.read_text())
+        raise RuntimeError(f"{said} left with status {status}")
+    found = done(left)
+    if found is None:
+        raise RuntimeError(f"{said} was stopped; the same table called again goes on from there")
     return found
 
 
 def launch(words: list[str]) -> int:
-    """`rdp` with these words in a process of its own, its summary swallowed; the exit status."""
-    return subprocess.run([sys.executable, "-m", "train.cli", *words], stdout=subprocess.DEVNULL).returncode
+    """`rdp` with these words in a process of its own, its summary swallowed; the exit status.
+
+    Signals that ask to stop are passed on, so that the step can save what it has, before `KeyboardInterrupt` is raised.  It would
+    get some of them from the terminal, too, and takes a second one as an order to leave at once; so it has a session of its own.
+    """
+    with passed_on() as (received, children):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "train.cli", *words], stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        for number in received:  # while it was being started
+            child.send_signal(number)
+        children.append(child)
+        status = child.wait()
+    if received:
+        raise KeyboardInterrupt
+    return status
+
+
+@contextlib.contextmanager
+def passed_on() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
+    """Within it, signals that ask to stop only go into the first list that it gives, and to the processes in the second.
+
+    Not those that are ignored (`nohup`).  In the main thread; elsewhere it changes nothing.
+    """
+    received: list[int] = []
+    children: list[subprocess.Popen] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+        for child in children:
+            child.send_signal(number)
+
+    heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    old = {}
+    try:
+        with contextlib.suppress(ValueError):  # not the main thread
+            old = {number: signal.signal(number, handle) for number in heard}
+        yield received, children
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def cell(values: list[float | None], trials: int, metric: str) -> dict[str, Any]:
@@ -119,7 +186,7 @@ def remember(args: ReproduceArgs, out: Path) -> None:
     if any(out.glob("*/*/summary.json")):
         if not path.is_file():
             raise ConfigError("out", str(out), "a new directory, or one with the table.json of its steps")
-        found = difference(asked, json.loads(path.read_text()))
+        found = difference(asked, read_json(path))
         if found:
             raise ConfigError(found[0], found[1], f"{found[2]!r}, with which the steps in {out} were made")
     out.mkdir(parents=True, exist_ok=True)
@@ -133,7 +200,7 @@ def run_reproduce(args: ReproduceArgs) -> dict[str, Any]:
     plans = {seed: steps_of(args, seed) for seed in seeds}
     out = args.out or (new_directory(f"reproduce-{args.name}") if not args.list else Path("OUT"))
     if args.list:
-        listed = [f"rdp {' '.join(command(s, out / f'seed-{seed}'))}" for seed, plan in plans.items() for s in plan]
+        listed = [f"rdp {shlex.join(command(s, out / f'seed-{seed}'))}" for seed, plan in plans.items() for s in plan]
         return _summary(args, start, {"commands": list(dict.fromkeys(listed))}, 0)
     remember(args, out)
     rows: dict[str, dict[str, Any]] = {}
@@ -144,11 +211,12 @@ def run_reproduce(args: ReproduceArgs) -> dict[str, Any]:
     for seed, plan in plans.items():
         for step in plan:
             folder = out / f"seed-{seed}"
+            was_there = done(place(step.name, folder)) is not None
             record = run_step(step, folder)
             if place(step.name, folder) not in seen:
                 seen.add(place(step.name, folder))
                 shares[step.name] = shares.get(step.name, 0.0) + record["wall_s"]
-                env_steps += record["env_steps"] or 0
+                env_steps += 0 if was_there else record["env_steps"] or 0
             if step.row:
                 found.setdefault((step.row, step.metric), []).append(shown(step, record["metrics"]))
                 rows[step.row] = {"paper": step.paper}

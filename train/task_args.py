@@ -37,6 +37,16 @@ class TaskFlags(Common):
                 if value != TaskFlags.__dataclass_fields__[name].default:
                     raise ConfigError(name, value, f"left out ({self.task} is not a task of the T1)")
 
+    def under_controller_of(self, place: Path | None) -> Self:
+        """These arguments with the parts of the controller that lie in a run directory, unless others are named."""
+        if place is None or not place.is_dir():
+            return self
+        own = {part: place / f"{part}.safetensors" for part in ("legs", "hands")}
+        found: dict[str, Any] = {
+            part: path for part, path in own.items() if getattr(self, part) is None and path.is_file()
+        }
+        return dataclasses.replace(self, **found)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling(Common):
@@ -74,18 +84,12 @@ class PlayerFlags(TaskFlags):
 
     def check(self) -> None:
         super().check()
-        if self.which == "expert" and self.run is not None:
+        if self.run is not None and self.which != "finetuned":
             raise ConfigError("which", self.which, "left out with --run, whose planner is played")
 
     def resolved(self) -> Self:
-        """With the controller that lies in the run directory, unless another one is named."""
-        if self.run is None or not self.run.is_dir():
-            return self
-        own = {part: self.run / f"{part}.safetensors" for part in ("legs", "hands")}
-        found: dict[str, Any] = {
-            part: path for part, path in own.items() if getattr(self, part) is None and path.is_file()
-        }
-        return dataclasses.replace(self, **found)
+        """With the controller that lies in the run directory."""
+        return self.under_controller_of(self.run)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -338,6 +342,15 @@ class LearnedSampling(Sampling, Watched):
             raise ConfigError("final_std", self.final_std, "one number, or --trials above 0")
 
 
+def starting_planner() -> Any:
+    """Where a planner lies that is to be fine-tuned."""
+    return planner_place(
+        "planner file, or run directory (its controller included), to start from; left out: the shipped pre-trained one",
+        "run",
+        "checkpoint",
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneArgs(LearnedSampling, TaskFlags):
     """Fine-tune a planner by reinforcement learning; the controller stays as it is."""
@@ -348,9 +361,7 @@ class FinetuneArgs(LearnedSampling, TaskFlags):
         ("dppo", "residual", "gaussian-ppo"),
         "dppo for diffusion planners, gaussian-ppo for the others; residual leaves the planner and learns a correction",
     )
-    planner: Path | None = planner_place(
-        "planner file, or run directory, to start from; left out: the shipped pre-trained one", "run", "checkpoint"
-    )
+    planner: Path | None = starting_planner()
     iterations: int = ranged(40, 1, 10**7, "iterations")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     dppo: DPPOConfig = dataclasses.field(default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)})
@@ -376,10 +387,10 @@ class FinetuneArgs(LearnedSampling, TaskFlags):
             raise ConfigError("eval_every", self.eval_every, "0 (a correction is not judged on the way)")
 
     def resolved(self) -> FinetuneArgs:
-        """These arguments with the learners' `num_envs` equal to `num_envs`."""
+        """These arguments with the learners' `num_envs` equal to `num_envs`, and the controller beside the planner."""
         envs = self.num_envs or self.dppo.num_envs
         return dataclasses.replace(
-            self,
+            self.under_controller_of(self.planner),
             num_envs=envs,
             dppo=dataclasses.replace(self.dppo, num_envs=envs),
             residual=dataclasses.replace(self.residual, num_envs=envs),
@@ -392,9 +403,7 @@ class RefineArgs(LearnedSampling, TaskFlags):
 
     task: str = chosen("pickup", T1_TASKS, "task")
     preset: str = chosen("cpu", ("cpu", "gpu"), "defaults of all other flags")
-    planner: Path | None = planner_place(
-        "planner file, or run directory, to start from; left out: the shipped pre-trained one", "run", "checkpoint"
-    )
+    planner: Path | None = starting_planner()
     iterations: int | None = optional(1, 10**7, "iterations of either kind; left out: those of the schedule")
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     curriculum: bool = said(False, "widen the starts by a tenth whenever enough of the latest hundred episodes succeed")
@@ -422,8 +431,10 @@ class RefineArgs(LearnedSampling, TaskFlags):
         return cls(preset=preset, num_envs=dppo.num_envs, dppo=dppo, recorded=512 if preset == "gpu" else 64)
 
     def resolved(self) -> RefineArgs:
-        """These arguments with `dppo.num_envs` equal to `num_envs`, and iterations of the schedule if none were given."""
-        found = dataclasses.replace(self, iterations=self.iterations or self.schedule.iterations)
+        """These arguments with `dppo.num_envs` equal to `num_envs`, iterations of the schedule if none were given, and the
+        controller beside the planner."""
+        found = self.under_controller_of(self.planner)
+        found = dataclasses.replace(found, iterations=self.iterations or self.schedule.iterations)
         if found.num_envs is None:
             return dataclasses.replace(found, num_envs=found.dppo.num_envs)
         return dataclasses.replace(found, dppo=dataclasses.replace(found.dppo, num_envs=found.num_envs))
@@ -477,7 +488,7 @@ class DSRLArgs(Watched, TaskFlags):
     preset: str = PLANNER_PRESET
     variant: str = chosen("na", ("na", "sac"), "noise-aliased, or soft actor-critic on the noise itself")
     planner: Path | None = planner_place(
-        "diffusion planner (file, or run directory) to steer; left out: the shipped pre-trained one",
+        "diffusion planner (file, or run directory, its controller included) to steer; left out: the shipped pre-trained one",
         "run",
         "checkpoint",
     )
@@ -523,9 +534,9 @@ class DSRLArgs(Watched, TaskFlags):
             raise ConfigError("controls", self.controls, "False, or with --trials above 0")
 
     def resolved(self) -> DSRLArgs:
-        """These arguments with the fields of `dsrl` that have flags of their own."""
+        """These arguments with the fields of `dsrl` that have flags of their own, and the controller beside the planner."""
         dsrl = dataclasses.replace(self.dsrl, variant=self.variant, num_envs=self.num_envs or self.dsrl.num_envs)
-        return dataclasses.replace(self, num_envs=dsrl.num_envs, dsrl=dsrl)
+        return dataclasses.replace(self.under_controller_of(self.planner), num_envs=dsrl.num_envs, dsrl=dsrl)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,8 @@ class Progress(NamedTuple):
 
 
 class Result(NamedTuple):
-    """How a loop ended: the state, the last iteration's metrics, and the signal that stopped it (`None`: done)."""
+    """How a loop ended: the state, the last iteration's metrics (as logged, if a resumed run had nothing left to do), and the
+    signal that stopped it (`None`: done)."""
 
     state: Any
     metrics: dict[str, Any]
@@ -67,7 +68,7 @@ def train(
     """
     params_at = env_params if callable(env_params) else lambda _: env_params
     begin = saved = time.monotonic()
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = run.latest() if run else {}  # of a run that is resumed with nothing left to do
     with StopSignal() as stop:
         first = iteration = int(state.iteration)
         while iteration < config.iterations and stop.received is None:

@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +131,33 @@ def test_refusals(straight, tiny, tmp_path):
         Run(straight[1], {**saved, "gamma": 0.5}, resume=True)
     with pytest.raises(RunError, match="not a run"):
         Run(tmp_path, saved, resume=True)
+
+
+def test_one_process_at_a_time(straight, tiny, tmp_path):
+    program = f"""
+import json, sys
+from rdp_jax.runs import Run, RunError
+try:
+    Run({str(tmp_path / "run")!r}, {{"a": 1}}, resume=True)
+except RunError as error:
+    sys.exit(str(error))
+"""
+
+    def another():
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    with Run(tmp_path / "run", {"a": 1}):
+        held = another()
+        assert held.returncode == 1 and "in use by another process" in held.stderr
+    assert another().returncode == 0
+
+
+def test_a_run_that_is_done_tells_its_last_metrics(go, straight, tmp_path):
+    shutil.copytree(straight[1], tmp_path / "run")
+    result = go(tmp_path / "run", 6, resume=True)
+    assert timeless([result.metrics]) == [
+        {k: v for k, v in timeless(lines(straight[1]))[-1].items() if k != "iteration"}
+    ]
 
 
 def test_checkpoint_of_another_config_or_network(straight, tiny, tiny_state):

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
 
+from rdp_jax.algos import bc
 from rdp_jax.checkpoint import load_weights
 from rdp_jax.data import episodes as E
 from rdp_jax.planner import load, save
@@ -70,7 +74,12 @@ def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
     again = run(capsys, *words, "--iterations", "2", "--resume", "--final-std", "0.25")
     assert first["metrics"]["success_rate_before"] is first["metrics"]["success_rate_after"] is None
     assert first["metrics"]["iterations"] == 1 and again["metrics"]["iterations"] == 2
-    assert again["env_steps"] == 2 * first["env_steps"] == 2 * 8 * 4 * 4
+    assert again["metrics"]["env_steps"] == 2 * first["metrics"]["env_steps"] == 2 * 8 * 4 * 4
+    assert again["env_steps"] == first["env_steps"] == 8 * 4 * 4  # of one call, as wall_s is
+    described = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    assert described["asked"]["iterations"] == 1 and described["asked"]["planner"] == words[6]
+    (call,) = described["resumed"]
+    assert call["asked"]["iterations"] == 2 and call["asked"]["final_std"] == [0.25]
     assert len((tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()) == 2
     before, after = weights(planner), weights(tmp_path / "tuned")
     assert any((a != b).any() for a, b in zip(before, after, strict=True))
@@ -78,6 +87,70 @@ def test_finetune_learns_goes_on_and_can_be_judged(planner, tmp_path, capsys):
     assert (explored.min_std, explored.correlation, explored.first_std) == (0.2, 0.5, 0.25)
     judged = run(capsys, "eval", "--task", "hopper", "--run", str(tmp_path / "tuned"), "--trials", "2")
     assert judged["metrics"]["trials"] == 2 and np.isfinite(judged["metrics"]["return"])
+
+
+@pytest.fixture
+def imitate(planner):
+    """Words of `rdp pretrain` of the planner's demonstrations, tiny."""
+    words = ["pretrain", "--preset", "gym", "--task", "hopper", "--bc.batch", "32", "--trials", "0", *TINY_NET]
+    return [*words, "--data", str(planner.parent / "episodes.safetensors")]
+
+
+def test_a_run_with_nothing_left_to_do_keeps_its_figures(imitate, tmp_path, capsys):
+    words = [*imitate, "--epochs", "2", "--out", str(tmp_path / "run")]
+    done, again = run(capsys, *words), run(capsys, *words, "--resume")
+    assert done["metrics"]["loss"] > 0.0 and again["metrics"] == done["metrics"]
+
+
+def test_passes_are_as_many_as_asked_for(imitate, tmp_path, capsys):
+    found = {}
+    for epochs in (3, 7):
+        words = [*imitate, "--bc.epochs-per-call", "5", "--epochs", str(epochs), "--out", str(tmp_path / str(epochs))]
+        found[epochs] = run(capsys, *words)["metrics"]["gradient_steps"]
+    assert found[3] * 7 == found[7] * 3
+
+
+def test_imitation_that_is_stopped_says_so(imitate, tmp_path, capsys, monkeypatch):
+    update = bc.Update.__call__
+
+    def interrupted(self, state, data):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, state, data)
+
+    monkeypatch.setattr(bc.Update, "__call__", interrupted)
+    words = [*imitate, "--epochs", "4", "--bc.epochs-per-call", "1", "--out", str(tmp_path / "run")]
+    first = run(capsys, *words)["metrics"]
+    assert first["stopped_by"] == signal.SIGTERM
+    monkeypatch.setattr(bc.Update, "__call__", update)
+    again = run(capsys, *words, "--resume")["metrics"]
+    assert again["stopped_by"] is None and again["gradient_steps"] == 4 * first["gradient_steps"]
+
+
+def test_imitation_does_not_go_on_with_other_demonstrations(imitate, tmp_path, capsys):
+    path = tmp_path / "episodes.safetensors"
+    found = E.load(imitate[-1])
+    words = [*imitate[:-1], str(path), "--epochs", "1", "--out", str(tmp_path / "run")]
+    E.save(path, found)
+    run(capsys, *words)
+    E.save(path, dataclasses.replace(found, obs=found.obs * 2.0), overwrite=True)
+    assert main([*words, "--resume"]) == 2
+    assert "data=" in capsys.readouterr().err
+
+
+def test_what_is_learned_is_kept_without_being_asked(imitate, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(capsys, *imitate, "--epochs", "1")
+    (found,) = (tmp_path / "runs").iterdir()
+    assert found.name.startswith("pretrain-") and load(found / "planner.safetensors")
+    assert (found / "summary.json").is_file()
+
+
+def test_a_directory_whose_planner_is_steered_is_no_start(planner, tmp_path, capsys):
+    shutil.copy(planner / "planner.safetensors", tmp_path)
+    (tmp_path / NOISE_ACTOR).touch()
+    words = ["finetune", "--preset", "gym", "--task", "hopper", "--planner", str(tmp_path)]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 2
+    assert NOISE_ACTOR in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_run_goes_on_from_what_it_began_with_wherever_that_is_now(planner, tmp_path, capsys):

@@ -3,11 +3,15 @@
 import dataclasses
 import itertools
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rdp_jax.config import ConfigError
+from rdp_jax.runs import RunError
 from train import cli, reproduce
 from train.args import ReproduceArgs
 from train.names import GYM_TASKS
@@ -136,14 +140,16 @@ def test_steps_that_are_done_are_not_run_again(tmp_path, monkeypatch):
     assert [i for i, words in enumerate(ran) if "--resume" in words] == [3]
     table = record["metrics"]["table"]
     assert table["imitation"]["value"] == 0.5 and table["DSRL-NA"]["trials"] == 20
-    assert record["metrics"]["seconds"]["na"] == 4.0 and record["env_steps"] == 80
+    assert record["metrics"]["seconds"]["na"] == 4.0
+    assert record["env_steps"] == 60  # of this call
 
 
 def test_a_table_is_made_of_steps_that_were_made_alike(tmp_path, monkeypatch):
     def fake(step, folder):
+        record = {"wall_s": 1.0, "env_steps": 1, "metrics": {}}
         (folder / step.name).mkdir(parents=True, exist_ok=True)
-        (folder / step.name / "summary.json").touch()
-        return {"wall_s": 1.0, "env_steps": 1, "metrics": {}}
+        (folder / step.name / "summary.json").write_text(json.dumps(record))
+        return record
 
     monkeypatch.setattr(reproduce, "run_step", fake)
     args = ReproduceArgs(name="imitation", seeds=1, trials=10, out=tmp_path)
@@ -158,6 +164,64 @@ def test_a_table_is_made_of_steps_that_were_made_alike(tmp_path, monkeypatch):
     (tmp_path / "table.json").unlink()
     with pytest.raises(ConfigError, match=r"out="):
         reproduce.run_reproduce(args)
+
+
+def test_a_step_cut_short_by_a_signal_is_not_done(tmp_path, monkeypatch):
+    ran = []
+
+    def fake(words):
+        ran.append(words)
+        out = Path(words[words.index("--out") + 1])
+        out.mkdir(parents=True, exist_ok=True)
+        rows = [{"iteration": i, "time/iteration_s": 90.0} for i in (1, 2)]
+        (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"iteration": 3, "ti')
+        stopped = 15 if len(ran) == 1 else None
+        (out / "summary.json").write_text(json.dumps({"metrics": {"stopped_by": stopped}}))
+        return 0
+
+    monkeypatch.setattr(reproduce, "launch", fake)
+    step = next(step for step in plan("joint", minutes=5.0)[1] if step.name == "planner-only")
+    with pytest.raises(RuntimeError, match="was stopped"):
+        reproduce.run_step(step, tmp_path)
+    assert reproduce.run_step(step, tmp_path)["metrics"]["stopped_by"] is None
+    reproduce.run_step(step, tmp_path)
+    first, second = ran  # and no third
+    assert "--resume" not in first and first[first.index("--minutes") + 1] == "5"
+    assert "--resume" in second and second[second.index("--minutes") + 1] == "2"  # three of five were spent
+
+
+def test_a_summary_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "dit").mkdir()
+    (tmp_path / "dit" / "summary.json").write_text("{")
+    with pytest.raises(RunError, match=r"dit/summary\.json"):
+        reproduce.done(tmp_path / "dit")
+
+
+def test_signals_go_to_the_step_and_stop_the_table(tmp_path, monkeypatch):
+    told = tmp_path / "told"
+    program = f"""
+import os, signal, sys, time
+def heard(number, frame):
+    open({str(told)!r}, "a").write(f"{{number}} ")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, heard)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(30)
+"""
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **more: real([sys.executable, "-c", program], **more))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.launch(["eval"])
+    assert told.read_text() == f"{int(signal.SIGTERM)} " and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_last_seed_beyond_the_range_is_refused_at_once(capsys):
+    for words in (["scratch", "--seed", str(2**31 - 1), "--seeds", "1"], ["joint", "--seed", str(2**31 - 2)]):
+        assert cli.main(["reproduce", *words, "--list"]) == 2
+        assert "--seed:" in capsys.readouterr().err
+    listed = reproduce.run_reproduce(plan("scratch", minutes=0.01, list=True)[0])["metrics"]["commands"]
+    assert not any("0.002" in line for line in listed)  # less than a learning command takes
 
 
 def test_a_table_shown_as_commands_leaves_no_trace(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from envs.tasks.hierarchy import PlannerParams
 from rdp_jax.algos import dppo
 from rdp_jax.data import episodes as E
+from train import cli
 from train.cli import main
 from train.finetune import run_finetune
 from train.refine import run_refine
@@ -27,6 +28,7 @@ BAD = (
     (["eval", "--run", "nowhere"], "nowhere"),
     (["eval", "--which", "expert", "--first-std", "0.5"], "--which: got 'expert'"),
     (["eval", "--which", "expert", "--explore-std", "0.1"], "--which: got 'expert'"),
+    (["eval", "--which", "pretrained", "--run", "DATA"], "--which: got 'pretrained', allowed: left out with --run"),
     (["pretrain", "--data", "nowhere"], "--data: got 'nowhere'"),
     (["pretrain", "--data", "DATA", "--planner.executed", "13"], "--planner.executed: got 13"),
     (["pretrain", "--data", "DATA", "--demonstrations", "3"], "--demonstrations: got 3, allowed: 1 .. 2"),
@@ -68,6 +70,21 @@ def test_bad_input_is_refused_before_anything_is_written(words, complaint, data,
     assert main(words) == 2
     assert complaint in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [(c, n) for c in ("eval", "finetune", "refine", "dsrl") for n in ("run", "planner")]
+)
+def test_a_run_directory_brings_its_controller(command, name, tmp_path):
+    for file in ("planner", "legs"):
+        (tmp_path / f"{file}.safetensors").touch()
+    found, _ = cli._find([command])
+    cls = cli._load(found.args)
+    assert cli.parse(found, cls, [f"--{name}", str(tmp_path)]).legs == tmp_path / "legs.safetensors"
+    other = tmp_path / "other.safetensors"
+    other.touch()
+    assert cli.parse(found, cls, [f"--{name}", str(tmp_path), "--legs", str(other)]).legs == other
+    assert cli.parse(found, cls, [f"--{name}", str(tmp_path / "planner.safetensors")]).legs is None
 
 
 def test_stricter_goals_and_wider_starts_can_be_for_learning_only():
