@@ -26,9 +26,14 @@ def with_first_std(planner: Planner, first_std: float | None, flag: str = "first
 
 
 def exploring(planner: Planner, args: Sampling) -> Planner:
-    """`planner` with the exploration noise of `args`, where they say something; judged without exploration it is the same."""
+    """`planner` with the exploration noise of `args`, where they say something; judged without exploration it is the same.
+
+    Raises `ConfigError` where they name noise of a denoising chain that the planner does not have.
+    """
     config = planner.config
     if config.net.kind in GAUSSIAN:
+        if args.explore_eta is not None:
+            raise ConfigError("explore_eta", args.explore_eta, f"left out (a {config.net.kind} planner does not denoise)")
         noise = _given(std=args.explore_std, correlation=args.explore_correlation)
         return dataclasses.replace(
             planner, config=dataclasses.replace(config, gaussian=dataclasses.replace(config.gaussian, **noise))

@@ -32,7 +32,7 @@ class TaskFlags(Common):
     def check(self) -> None:
         super().check()
         if self.task not in T1_TASKS:
-            for name in ("start_range", "legs", "hands"):
+            for name in ("start_range", "physics_dt", "legs", "hands"):
                 value = getattr(self, name)
                 if value != TaskFlags.__dataclass_fields__[name].default:
                     raise ConfigError(name, value, f"left out ({self.task} is not a task of the T1)")

@@ -32,9 +32,11 @@ def test_what_is_said_goes_into_the_planner():
 
 def test_a_planner_of_whole_chunks_has_a_std_and_no_first_sample():
     chunks = planner(dataclasses.replace(task_planner(), net=NetConfig(kind="lstm")))
-    found = exploring(chunks, EvalArgs(explore_std=0.07, explore_correlation=0.5, explore_eta=0.25)).config
+    found = exploring(chunks, EvalArgs(explore_std=0.07, explore_correlation=0.5)).config
     assert (found.gaussian.std, found.gaussian.correlation) == (0.07, 0.5)
     assert found.diffusion == chunks.config.diffusion
+    with pytest.raises(ConfigError, match="explore_eta"):
+        exploring(chunks, EvalArgs(explore_eta=0.25))
     with pytest.raises(ConfigError, match="first_std"):
         with_first_std(chunks, 0.5)
     with pytest.raises(ConfigError, match="final_std"):
