@@ -27,6 +27,7 @@ BAD = (
     (["eval", "--run", "nowhere"], "nowhere"),
     (["eval", "--which", "expert", "--first-std", "0.5"], "--which: got 'expert'"),
     (["eval", "--which", "expert", "--explore-std", "0.1"], "--which: got 'expert'"),
+    (["play", "--run", "DATA", "--out", "OUT"], "no planner"),
     (["pretrain", "--data", "nowhere"], "--data: got 'nowhere'"),
     (["pretrain", "--data", "DATA", "--planner.executed", "13"], "--planner.executed: got 13"),
     (["pretrain", "--data", "DATA", "--demonstrations", "3"], "--demonstrations: got 3, allowed: 1 .. 2"),
