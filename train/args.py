@@ -47,6 +47,11 @@ def input_file(help: str) -> Any:
     return dataclasses.field(default=None, metadata={"file": True, "help": help})
 
 
+def appended(help: str) -> Any:
+    """Any number of words; a flag that is repeated adds to them."""
+    return dataclasses.field(default=(), metadata={"appended": True, "help": help})
+
+
 def planner_place(help: str, *aliases: str) -> Any:
     """A planner file, or a run directory that holds one, or `None`; `aliases` are other names of the flag."""
     return dataclasses.field(default=None, metadata={"planner": True, "aliases": aliases, "help": help})
@@ -182,7 +187,12 @@ class BenchArgs(Common):
 
     name: str = word(tuple(SCENARIOS), "scenario")
     repeats: int | None = optional(1, 10**6, "timed calls per case; left out: the scenario's own choice")
-    set: tuple[str, ...] = said((), "settings of the scenario to change, as KEY=VALUE")
+    set: tuple[str, ...] = appended("settings of the scenario to change, as KEY=VALUE")
+
+    def check(self) -> None:
+        super().check()
+        if self.out is not None and (self.out / f"{self.name}.json").exists():
+            raise ConfigError("out", str(self.out), f"a directory without a {self.name}.json: nothing is overwritten")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -222,6 +222,9 @@ def _flag_type(cls: type, hidden: Sequence[str] = ()) -> type:
             hint = nested = _flag_type(hints[field.name], (*meta.get("hidden", ()), *below))
         elif "choices" in meta:
             hint = Literal[tuple(meta["choices"])]
+        elif meta.get("appended"):
+            many: Any = tuple
+            hint = many[hint, ...]  # of each occurrence of the flag its words
         marks = [
             tyro.conf.arg(
                 help=_help(meta) or None,
@@ -229,6 +232,7 @@ def _flag_type(cls: type, hidden: Sequence[str] = ()) -> type:
                 aliases=[f"--{name}" for name in meta.get("aliases", ())] or None,
             ),
             *([tyro.conf.Positional] if is_word else []),
+            *([tyro.conf.UseAppendAction] if meta.get("appended") else []),
         ]
         fields.append((field.name, _annotated(hint, *marks), _default(field, nested)))
     copy = dataclasses.make_dataclass(cls.__name__, fields, frozen=True, kw_only=True)
@@ -249,10 +253,12 @@ def _to_flags(flag_type: type, config: Any) -> Any:
 def _from_flags(cls: type, flags: Any) -> Any:
     """Inverse of `_to_flags`; hidden fields get their defaults."""
     hints, values = typing.get_type_hints(cls), {f.name: getattr(flags, f.name) for f in dataclasses.fields(flags)}
+    for name in [f.name for f in dataclasses.fields(cls) if f.metadata.get("appended")]:
+        values[name] = tuple(itertools.chain.from_iterable(values[name]))
     return cls(**{k: _from_flags(hints[k], v) if dataclasses.is_dataclass(v) else v for k, v in values.items()})
 
 
-def _flags(flag_type: type, prefix: str = "") -> typing.Iterator[str]:
+def _flags(flag_type: type, prefix: str = "") -> Iterator[str]:
     """Dotted names of all flags."""
     for field in dataclasses.fields(flag_type):
         hint = typing.get_args(field.type)[0]
