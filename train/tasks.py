@@ -267,6 +267,11 @@ def find_planner(run: Path | None, task: str, which: str = "finetuned") -> Plann
 
 def check_fits(planner: Planner, env: Any) -> None:
     """Raises `ConfigError` if the planner's widths are not the environment's."""
-    wanted, found = env.spec.obs_dims["actor"], planner.config.history * planner.dims.frame
-    if wanted != found:
-        raise ConfigError("planner", found, f"observations of width {wanted} ({env.spec.name})")
+    spec, dims = env.spec, planner.dims
+    for what, wanted, found in (
+        ("observations", spec.obs_dims["actor"], planner.config.history * dims.frame),
+        ("actions", spec.action_dim, dims.action),
+    ):
+        if wanted != found:
+            allowed = f"one for {spec.name}, with {what} of width {wanted}; its {what} have width {found}"
+            raise ConfigError("planner", "this planner", allowed)
