@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.scenarios import Case
+from benchmarks.scenarios import BACKENDS, Case
 from envs.control.env import ControlConfig, ControlEnv, training_params
 from envs.core import Env
 from envs.physics import available
@@ -32,8 +32,6 @@ from rdp_jax.algos import ppo
 from rdp_jax.config import ConfigError
 from rdp_jax.starts import starts_of
 
-KINDS = ("train", "peer", "step")
-CASES = tuple(f"{backend}_{kind}" for backend in ("native", "mjx", "warp") for kind in KINDS)
 EPOCHS = 10**6  # more calls than anybody will make of a `BraxTraining`
 PLAYGROUND = "T1JoystickFlatTerrain"
 
@@ -50,7 +48,7 @@ def setup(
     iterations: int,
     seed: int,
     playground: bool,
-    cases: Sequence[str] | str,
+    cases: Sequence[str],
 ) -> list[Case]:
     """Cases of `iterations` times `num_envs * unroll_length` control steps per call.
 
@@ -62,10 +60,8 @@ def setup(
       iterations: PPO iterations per timed call.
       seed: of networks, starts and actions.
       playground: also Brax's PPO on MuJoCo Playground's T1 joystick task, if it is installed with its assets.
-      cases: which of `CASES`: `BACKEND_train` (our PPO), `BACKEND_peer` (Brax's), `BACKEND_step` (random actions only);
-        one, or several.
+      cases: of `CONTROLLER_CASES`: `BACKEND_train` (our PPO), `BACKEND_peer` (Brax's), `BACKEND_step` (random actions only).
     """
-    cases = (cases,) if isinstance(cases, str) else cases
     if backend in (None, "mjx") and any(name.startswith("mjx") for name in cases):
         widen_thread_pool()
     config = ppo.PPOConfig(
@@ -80,8 +76,6 @@ def setup(
         raise ConfigError(
             "minibatches", minibatches, f"a divisor of num_envs={num_envs}: the peer splits whole unrolls"
         )
-    if iterations < 1:
-        raise ConfigError("iterations", iterations, "1 .. inf")
     names = _choose(cases, backend)
     make = functools.cache(lambda name: make_env(part, name, physics_dt))
     work = iterations * num_envs * unroll_length
@@ -97,10 +91,7 @@ def setup(
 
 def _choose(cases: Sequence[str], backend: str | None) -> list[str]:
     """Those of `cases` that `backend`, or else this machine, can run.  Raises `ConfigError`."""
-    for name in cases:
-        if name not in CASES:
-            raise ConfigError("cases", name, " | ".join(CASES))
-    here = [name for name in ("native", "mjx", "warp") if name in available()]
+    here = [name for name in BACKENDS if name in available()]
     if backend is not None and backend not in here:
         raise ConfigError("backend", backend, f"on this machine: {' | '.join(here)}")
     names = [name for name in cases if name.split("_")[0] in ([backend] if backend else here)]

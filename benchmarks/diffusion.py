@@ -28,7 +28,6 @@ from rdp_jax.nets.denoiser import DenoiserMLP
 from rdp_jax.planner import Bundle
 
 SHAPE, OBS, TUNED = (4, 3), 11, 10
-CASES = ("jax", "torch", "limit")
 MISSING = None if importlib.util.find_spec("torch") else "PyTorch is not installed (pip install '.[bench]')"
 
 
@@ -116,7 +115,7 @@ def chain(envs: Sequence[int], cases: Sequence[str]) -> list[Case]:
     return [
         Case(
             f"{name}_{count}",
-            {"jax": ours, "torch": peer, "limit": limit}[_known(name)](count),
+            {"jax": ours, "torch": peer, "limit": limit}[name](count),
             count,
             "chunks",
             lambda name=name, count=count: {  # type: ignore[misc]
@@ -170,7 +169,7 @@ def update(pairs: int, cases: Sequence[str]) -> list[Case]:
     return [
         Case(
             name,
-            builds[_known(name)],
+            builds[name],
             pairs,
             "pairs",
             # Forward and backward of the actor; the critic is not counted.
@@ -179,9 +178,3 @@ def update(pairs: int, cases: Sequence[str]) -> list[Case]:
         )
         for name in cases
     ]
-
-
-def _known(name: str) -> str:
-    if name not in CASES:
-        raise ConfigError("cases", name, " | ".join(CASES))
-    return name

@@ -20,7 +20,7 @@ from envs.gym.locomotion import Locomotion
 from envs.wrappers import AutoReset
 from rdp_jax import replay
 from rdp_jax.algos import dsrl
-from rdp_jax.config import ConfigError, validate
+from rdp_jax.config import validate
 from rdp_jax.data.windows import MinMax
 from rdp_jax.planner import Bundle, Dims
 from rdp_jax.steer import PlannerBase
@@ -51,11 +51,6 @@ def setup(
       seed: of weights, rows and noise.
       cases: of `jax`, `torch`.
     """
-    for name in cases:
-        if name not in ("jax", "torch"):
-            raise ConfigError("cases", name, "jax | torch")
-    if distill_from not in ("replay", "normal"):
-        raise ConfigError("distill_from", distill_from, "replay | normal")
     config = dsrl.DSRLConfig(
         variant=variant,
         num_envs=1,

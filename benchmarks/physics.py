@@ -18,9 +18,6 @@ from envs.physics.native import POOL
 from envs.randomize import Ranges, Targets, sample_model_params
 from envs.t1.model import load_model
 from envs.t1.robot import Robot
-from rdp_jax.config import ConfigError
-
-CASES = ("native", "native_randomised", "bare_rollout", "mjx", "warp")
 
 
 def setup(lanes: int, substeps: int, steps: int, noise: float, threads: int | None, cases: Sequence[str]) -> list[Case]:
@@ -32,11 +29,8 @@ def setup(lanes: int, substeps: int, steps: int, noise: float, threads: int | No
       steps: control steps per timed call; every call starts from standing.
       noise: standard deviation of the servo targets around the standing pose [rad].
       threads: threads of the C engine; None: all usable cores.
-      cases: which of `CASES`.
+      cases: which of `PHYSICS_CASES`.
     """
-    for name in cases:
-        if name not in CASES:
-            raise ConfigError("cases", name, " | ".join(CASES))
     if "mjx" in cases:
         widen_thread_pool()
     if threads is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import platform
 import resource
@@ -19,6 +18,8 @@ import jax
 
 from benchmarks.scenarios import SCENARIOS, Case, Scenario
 from rdp_jax.config import ConfigError
+from rdp_jax.runs import write_json
+from train.output import plain
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "mujoco", "mujoco-mjx", "numpy", "flax", "optax")
@@ -31,22 +32,23 @@ def run(name: str, *, out: Path | str | None = RESULTS, repeats: int | None = No
     then disturbs numerator and denominator alike.
 
     Raises:
-      ConfigError: unknown scenario or setting.
+      ConfigError: unknown scenario or setting, a value that the setting may not have, or no case that this machine can measure.
     """
     if name not in SCENARIOS:
         raise ConfigError("scenario", name, " | ".join(SCENARIOS))
     scenario = SCENARIOS[name]
+    settings = scenario.defaults
     for key, value in overrides.items():
-        if key not in scenario.settings:
-            raise ConfigError(key, value, f"a setting of {name}: {', '.join(scenario.settings)}, repeats")
+        if key not in settings:
+            raise ConfigError(key, value, f"a setting of {name}: {', '.join(settings)}, repeats")
+        settings[key] = scenario.settings[key].check(key, value)
     if repeats is not None and repeats < 1:
         raise ConfigError("repeats", repeats, "1 .. inf")
-    settings = {**scenario.settings, **overrides}
-    result = measure(name, scenario, settings, repeats or scenario.repeats)
+    result = plain(measure(name, scenario, settings, repeats or scenario.repeats))
     if out is not None:
         path = Path(out) / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(path, result)
     return result
 
 
@@ -60,6 +62,9 @@ def measure(name: str, scenario: Scenario, settings: dict[str, Any], repeats: in
         cases: list[Case] = getattr(importlib.import_module(module), function)(**settings)
         missing = {case.name: case.missing for case in cases if case.missing}
         cases = [case for case in cases if not case.missing]
+        if not cases:
+            reasons = "; ".join(f"{case}: {reason}" for case, reason in missing.items())
+            raise ConfigError("cases", list(missing), f"at least one that can be measured here ({reasons})")
         calls, compile_s = {}, {}
         for case in cases:
             begin = time.perf_counter()
@@ -79,7 +84,7 @@ def measure(name: str, scenario: Scenario, settings: dict[str, Any], repeats: in
     return {
         "scenario": name,
         "summary": scenario.summary,
-        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
+        "settings": settings,
         "repeats": repeats,
         "cases": {case.name: _case_record(case, seconds[case.name], compile_s[case.name]) for case in cases},
         "missing": missing,

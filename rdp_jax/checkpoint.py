@@ -140,20 +140,36 @@ def save_weights(path: Path | str, tree: Any, metadata: dict[str, Any] | None = 
 def load_weights(path: Path | str, template: Any = None) -> tuple[Any, dict[str, Any]]:
     """`(tree, metadata)` of a weight file: nested dictionaries, or the structure of `template`.
 
-    Raises `CheckpointError` if the file is missing, damaged, or (with `template`) names or shapes do not fit.
+    Raises `CheckpointError` if the file is missing, damaged, holds numbers that are not finite, or (with `template`) names or
+    shapes do not fit.
     """
     try:
         with safe_open(str(path), framework="numpy") as file:
-            flat = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = json.loads((file.metadata() or {}).get("json", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
+        tree = traverse_util.unflatten_dict({name: jnp.asarray(x) for name, x in flat.items()}, sep="/")
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(f"weights {path} cannot be read: {error}") from error
-    tree = traverse_util.unflatten_dict(flat, sep="/")
-    if template is None:
-        return tree, metadata
-    wanted = traverse_util.flatten_dict(serialization.to_state_dict(template), sep="/")
-    shapes = {name: list(np.shape(x)) for name, x in wanted.items()}
-    found = difference(shapes, {name: list(x.shape) for name, x in flat.items()})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"weights {path} cannot be read: their metadata are {metadata!r}, expected an object")
+    for name, array in flat.items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"weights {path} cannot be used: {name} does not hold finite numbers only")
+    return (tree if template is None else fitted(tree, template, path)), metadata
+
+
+def fitted(tree: Any, template: Any, path: Path | str) -> Any:
+    """`tree`, nested dictionaries read from `path`, in the structure of `template` (arrays, or their shapes).
+
+    Raises `CheckpointError` if names or shapes do not fit.
+    """
+
+    def shapes(nested: Any) -> dict[str, list[int]]:
+        return {name: list(np.shape(x)) for name, x in traverse_util.flatten_dict(nested, sep="/").items()}
+
+    found = difference(shapes(serialization.to_state_dict(template)), shapes(tree))
     if found:
-        raise CheckpointError(f"weights {path} differ in shape of {found[0]}: now {found[1]}, saved {found[2]}")
-    return serialization.from_state_dict(template, tree), metadata
+        name, now, saved = found
+        told = f"differ in shape of {name}: now {now}, saved {saved}"
+        raise CheckpointError(f"weights {path} " + (f"lack {name}, of shape {now}" if saved is None else told))
+    return serialization.from_state_dict(template, tree)

@@ -5,8 +5,12 @@ A field says its range, unit and meaning as in `rdp_jax.config`; `train.cli` mak
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +47,39 @@ def input_file(help: str) -> Any:
     return dataclasses.field(default=None, metadata={"file": True, "help": help})
 
 
+def appended(help: str) -> Any:
+    """Any number of words; a flag that is repeated adds to them."""
+    return dataclasses.field(default=(), metadata={"appended": True, "help": help})
+
+
 def planner_place(help: str, *aliases: str) -> Any:
     """A planner file, or a run directory that holds one, or `None`; `aliases` are other names of the flag."""
     return dataclasses.field(default=None, metadata={"planner": True, "aliases": aliases, "help": help})
+
+
+def check_path(field: str, path: Path) -> None:
+    """Raises `ConfigError` for a path whose very name cannot be used, whatever lies there."""
+    try:
+        str(path).encode()
+        os.lstat(path)
+    except UnicodeEncodeError:  # neither a page nor JSON can say it
+        raise ConfigError(field, str(path), "a path that is valid UTF-8") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(field, str(path), "a path that is not too long for the file system") from None
+
+
+@contextlib.contextmanager
+def _made(path: Path) -> Iterator[None]:
+    """Within it `path` is a directory; of what was not there before, nothing is left.  Raises `OSError`."""
+    missing = [place for place in (path, *path.parents) if not os.path.lexists(place)]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for place in missing:
+            with contextlib.suppress(OSError):  # somebody else has put something in it
+                place.rmdir()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +109,13 @@ class Common:
         if self.out is not None:
             self._check_out(self.out)
 
+    def check_paths(self) -> None:
+        """What must hold before any path is looked at.  Raises `ConfigError`."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Path):
+                check_path(field.name, value)
+
     @property
     def goes_on(self) -> bool:
         """Whether the command goes on with what `--out` holds."""
@@ -87,11 +128,13 @@ class Common:
 
     def _check_out(self, out: Path) -> None:
         """Before anything heavy starts: what is written in the end can be, and overwrites nothing."""
-        if out.exists() and not out.is_dir():
+        if os.path.lexists(out) and not out.is_dir():
             raise ConfigError("out", str(out), "a directory, or a name not taken")
-        there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            raise ConfigError("out", str(out), f"a place that can be written to, which {there} is not")
+        try:  # permissions do not tell all: root may write everywhere, and yet not into /proc
+            with _made(out.absolute()), tempfile.TemporaryFile(dir=out):
+                pass
+        except OSError as error:
+            raise ConfigError("out", str(out), f"a place that can be written to ({error.strerror})") from None
         if (out / "summary.json").exists() and not self.goes_on:
             raise ConfigError("out", str(out), "a directory without a summary.json: nothing is overwritten")
 
@@ -144,7 +187,12 @@ class BenchArgs(Common):
 
     name: str = word(tuple(SCENARIOS), "scenario")
     repeats: int | None = optional(1, 10**6, "timed calls per case; left out: the scenario's own choice")
-    set: tuple[str, ...] = said((), "settings of the scenario to change, as KEY=VALUE")
+    set: tuple[str, ...] = appended("settings of the scenario to change, as KEY=VALUE")
+
+    def check(self) -> None:
+        super().check()
+        if self.out is not None and (self.out / f"{self.name}.json").exists():
+            raise ConfigError("out", str(self.out), f"a directory without a {self.name}.json: nothing is overwritten")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,27 +17,14 @@ from train.output import summary
 def _value(text: str) -> Any:
     """A JSON value, or else the word itself."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        return json.loads(text)
+    except ValueError:
         return text
-    return tuple(value) if isinstance(value, list) else value
 
 
-def _setting(name: str, text: str, default: Any) -> Any:
-    """The value of a setting, of its default's type.  Raises `ConfigError`."""
-    value = _value(text)
-    if isinstance(default, tuple) and not isinstance(value, tuple):
-        value = (value,)
-    if not _alike(value, default):
-        raise ConfigError("set", f"{name}={text}", f"{name}=VALUE with a value as {default!r}")
-    return value
-
-
-def _alike(value: Any, default: Any) -> bool:
-    """Whether `value` is of the type of `default`, an integer being a float, too; anything is where there is none."""
-    if isinstance(default, tuple):
-        return all(_alike(item, default[0]) for item in value)
-    return default is None or type(value) is type(default) or (type(value) is int and type(default) is float)
+def _complaint(name: str, text: str, allowed: str) -> ConfigError:
+    """Of `--set NAME=TEXT`."""
+    return ConfigError("set", f"{name}={text}", f"{name}=VALUE with VALUE {allowed}")
 
 
 def overrides(args: BenchArgs) -> dict[str, Any]:
@@ -59,14 +46,29 @@ def overrides(args: BenchArgs) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals or name not in settings:
             raise ConfigError("set", pair, f"KEY=VALUE with KEY one of {', '.join(settings)}")
-        changes[name] = _setting(name, text, settings[name])
+        try:
+            changes[name] = settings[name].check(name, _value(text))
+        except ConfigError as error:
+            raise _complaint(name, text, error.allowed) from None
     return changes
+
+
+def _measured(args: BenchArgs) -> dict[str, Any]:
+    """The result.  Raises `ConfigError`; where settings do not fit each other, it names the flag that sets them."""
+    try:
+        return run(args.name, out=args.out, repeats=args.repeats, **overrides(args))
+    except ConfigError as error:
+        name = error.field.rpartition(".")[2]
+        typed = {pair.partition("=")[0] for pair in args.set}
+        if name in SCENARIOS[args.name].settings and (name in typed or not hasattr(args, name)):
+            raise _complaint(name, error.value, error.allowed) from None
+        raise
 
 
 def run_bench(args: BenchArgs) -> dict[str, Any]:
     """Run a scenario; the metrics are those of its first case, the ratios between cases, and the whole result."""
     begin = time.monotonic()
-    result = run(args.name, out=args.out, repeats=args.repeats, **overrides(args))
+    result = _measured(args)
     name, first = next(iter(result["cases"].items()))
     settings = result["settings"]
     metrics = {

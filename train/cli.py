@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -147,9 +150,27 @@ COMMANDS = (
 GROUPS = {"": "Diffusion planners and whole-body controllers for humanoids.", "controller": "The low-level controller."}
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C within it is heard at its end: an extension of which half is loaded crashes when the interpreter ends."""
+    usual, heard = signal.default_int_handler, []
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not usual:  # somebody else sees to it, or it is ignored
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if heard:
+        raise KeyboardInterrupt
+
+
 def _load(spec: str) -> Any:
     module, _, name = spec.partition(":")
-    return getattr(importlib.import_module(module), name)
+    with _uninterrupted():
+        return getattr(importlib.import_module(module), name)
 
 
 # --- flags from configs ------------------------------------------------------------------------------------------------
@@ -202,6 +223,9 @@ def _flag_type(cls: type, hidden: Sequence[str] = ()) -> type:
             hint = nested = _flag_type(hints[field.name], (*meta.get("hidden", ()), *below))
         elif "choices" in meta:
             hint = Literal[tuple(meta["choices"])]
+        elif meta.get("appended"):
+            many: Any = tuple
+            hint = many[hint, ...]  # of each occurrence of the flag its words
         marks = [
             tyro.conf.arg(
                 help=_help(meta) or None,
@@ -209,6 +233,7 @@ def _flag_type(cls: type, hidden: Sequence[str] = ()) -> type:
                 aliases=[f"--{name}" for name in meta.get("aliases", ())] or None,
             ),
             *([tyro.conf.Positional] if is_word else []),
+            *([tyro.conf.UseAppendAction] if meta.get("appended") else []),
         ]
         fields.append((field.name, _annotated(hint, *marks), _default(field, nested)))
     copy = dataclasses.make_dataclass(cls.__name__, fields, frozen=True, kw_only=True)
@@ -229,10 +254,12 @@ def _to_flags(flag_type: type, config: Any) -> Any:
 def _from_flags(cls: type, flags: Any) -> Any:
     """Inverse of `_to_flags`; hidden fields get their defaults."""
     hints, values = typing.get_type_hints(cls), {f.name: getattr(flags, f.name) for f in dataclasses.fields(flags)}
+    for name in [f.name for f in dataclasses.fields(cls) if f.metadata.get("appended")]:
+        values[name] = tuple(itertools.chain.from_iterable(values[name]))
     return cls(**{k: _from_flags(hints[k], v) if dataclasses.is_dataclass(v) else v for k, v in values.items()})
 
 
-def _flags(flag_type: type, prefix: str = "") -> typing.Iterator[str]:
+def _flags(flag_type: type, prefix: str = "") -> Iterator[str]:
     """Dotted names of all flags."""
     for field in dataclasses.fields(flag_type):
         hint = typing.get_args(field.type)[0]
@@ -245,7 +272,8 @@ def _flags(flag_type: type, prefix: str = "") -> typing.Iterator[str]:
 def _complaint(error: ConfigError, cls: type) -> str:
     """The flag behind field `error.field` (dotted, or bare as a nested `check` says it), its value, what is allowed."""
     flags = list(_flags(_flag_type(cls)))
-    same_end = [flag for flag in flags if flag.rpartition(".")[2] == error.field.rpartition(".")[2]]
+    is_typed = error.field.startswith("--")  # as the flag was given, an alias perhaps
+    same_end = [] if is_typed else [f for f in flags if f.rpartition(".")[2] == error.field.rpartition(".")[2]]
     flag = error.field if error.field in flags else next(iter(same_end), None)
     words = {f.name for f in dataclasses.fields(cls) if f.metadata.get("positional")}
     name = error.field if flag is None else flag.upper() if flag in words else "--" + flag.replace("_", "-")
@@ -265,8 +293,17 @@ def _preset(words: Sequence[str], choices: Sequence[str]) -> str:
     return found
 
 
+def _check_words(words: Sequence[str]) -> None:
+    """Raises `ConfigError` for a flag given an empty value: as a path it would be the current directory."""
+    for word, after in itertools.zip_longest(words, words[1:]):
+        flag, equals, value = word.partition("=")
+        if word.startswith("--") and not value and (equals or after == ""):
+            raise ConfigError(flag, "", "a value that is not empty")
+
+
 def parse(command: Command, cls: type, words: Sequence[str], prog: str = "rdp") -> Any:
     """Checked arguments of `command` of `prog`, an instance of `cls`.  Raises `ConfigError`; tyro leaves by `SystemExit`."""
+    _check_words(words)
     flag_type = _flag_type(cls)
     default: Any = tyro.MISSING_NONPROP
     if hasattr(cls, "defaults"):
@@ -281,6 +318,7 @@ def parse(command: Command, cls: type, words: Sequence[str], prog: str = "rdp") 
         config=_STYLE,
     )
     args = _from_flags(cls, flags)
+    args.check_paths()
     return validate(args.resolved() if hasattr(args, "resolved") else args)
 
 
@@ -319,21 +357,24 @@ def placed(command: Command, args: Any) -> Any:
     """`args` of a command that is about to run; one that trains gets a directory of its own where it was given none: what hours
     have learned is not thrown away.
     """
-    from rdp_jax.runs import git_revision, new_directory  # loads JAX, as the command does
-
-    git_revision()  # which the summary names; by then the tree may be another
+    _load("rdp_jax.runs:git_revision")()  # which the summary names; by then the tree may be another
     if not isinstance(args, Resumable) or args.out is not None:
         return args
-    out = new_directory(command.name.replace(" ", "-"))
+    out = _load("rdp_jax.runs:new_directory")(command.name.replace(" ", "-"))
     print(f"rdp {command.name}: writes to {out}", file=sys.stderr)
     return dataclasses.replace(args, out=out)
 
 
-def _write(out: Path, record: dict[str, Any]) -> None:
+def _write(out: Path, record: dict[str, Any]) -> OSError | None:
+    """Writes `summary.json`; returns why it could not: the record is still to be shown then."""
     from rdp_jax.runs import write_json  # loads JAX, as the command has by now
 
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "summary.json", record)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "summary.json", record)
+    except OSError as error:
+        return error
+    return None
 
 
 def _input_errors() -> tuple[type[BaseException], ...]:
@@ -351,14 +392,15 @@ def _input_errors() -> tuple[type[BaseException], ...]:
 
 def run(command: Command, words: Sequence[str]) -> int:
     """Run `command` with `words` after its name; returns the exit status."""
-    cls = _load(command.args)
+    unwritten: OSError | None = None
     try:
+        cls = _load(command.args)
         args = parse(command, cls, words)
         with stdout_to_stderr() if args.json else contextlib.nullcontext():
             args = placed(command, args)
             record = _load(command.run)(args)
             if args.out is not None and args.writes:
-                _write(args.out, record)
+                unwritten = _write(args.out, record)
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
@@ -375,6 +417,9 @@ def run(command: Command, words: Sequence[str]) -> int:
         print(json.dumps(record, allow_nan=False), flush=True)
     else:
         show(record)
+    if unwritten is not None:
+        print(f"rdp {command.name}: summary.json cannot be written: {unwritten}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from envs.tasks.catalog import make_expert
 from rdp_jax.config import ConfigError
 from rdp_jax.data import episodes as E
 from train import output
-from train.demonstrations import FILE, check_recipe, from_played, held, noted
+from train.demonstrations import FILE, check_recipe, from_played, held, made_with, noted, recipe_of
 from train.medium import record_medium
 from train.names import GYM_TASKS
 from train.rollouts import ClumsyPlayer, Theatre
@@ -33,11 +34,11 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
     path = args.out / FILE
     if args.task in GYM_TASKS:
         return _collect_medium(args, path, start)
-    kept, tried, won = _previous(args)
+    recipe, kept, tried, won = _previous(args)
     stage = HumanoidStage(args)
     env, params = stage.env, stage.params
     theatre = Theatre(env, ClumsyPlayer(make_expert(args.task, env), args.clumsiness), record=True)
-    at_once = args.num_envs or min(256, max(args.episodes, 8))
+    at_once = recipe["at_once"]
     key = jax.random.fold_in(jax.random.key(args.seed), STREAM)
     steps, whole = 0, None
     with output.Progress(f"collect {args.task}", total=args.episodes) as bar:
@@ -48,7 +49,7 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
             steps += int(played.steps.sum())
             if tried >= 10 * at_once and won < 0.01 * tried:
                 raise RuntimeError(f"the expert won {won} of {tried} episodes; nothing to learn from")
-            fresh = from_played(env, played, np.flatnonzero(played.success), _recipe(args), tried=tried, won=won)
+            fresh = from_played(env, played, np.flatnonzero(played.success), recipe, tried=tried, won=won)
             if fresh is not None:
                 kept = fresh if kept is None else E.concatenate([kept, fresh])
                 # The counts of all batches so far belong to the whole file.
@@ -59,13 +60,7 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
         # The last batch is cut short here, and played again by whoever wants more.
         kept = noted(E.take(kept, np.arange(args.episodes)), whole=whole)
         E.save(path, kept, overwrite=True)
-    metrics = {
-        "episodes": tried,
-        "kept": len(kept),
-        "expert_success_rate": won / tried,
-        "expert_success_ci95": list(output.wilson(won, tried)),
-        **{k: v for k, v in E.summary(kept).items() if k in ("steps", "mean_length")},
-    }
+    metrics = _metrics(kept, tried, won / tried, list(output.wilson(won, tried)))
     return output.summary(
         "collect",
         seed=args.seed,
@@ -76,6 +71,21 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
         task=args.task,
         env_steps=steps,
     )
+
+
+def _metrics(
+    kept: E.Episodes, tried: int, rate: float | None = None, interval: list[float] | None = None
+) -> dict[str, Any]:
+    """Figures of every collection; gym tasks have no success, hence no rate of it."""
+    found = E.summary(kept)
+    return {
+        "episodes": tried,
+        "kept": len(kept),
+        "expert_success_rate": rate,
+        "expert_success_ci95": interval,
+        "steps": found["steps"],
+        "mean_length": found["mean_length"],
+    }
 
 
 def _collect_medium(args: CollectArgs, path: Path, start: float) -> dict[str, Any]:
@@ -91,31 +101,37 @@ def _collect_medium(args: CollectArgs, path: Path, start: float) -> dict[str, An
         backend=env.physics.name,
         num_envs=args.num_envs or 64,
         wall_s=time.monotonic() - start,
-        metrics={"kept": len(kept), "expert_success_rate": None, **found, **metrics},
+        # Every episode that is recorded is kept.
+        metrics={**_metrics(kept, tried=len(kept)), "mean_return": found["mean_return"], **metrics},
         task=args.task,
         env_steps=metrics["ppo_env_steps"] + found["steps"],
     )
 
 
-def _recipe(args: CollectArgs) -> dict[str, Any]:
+def _recipe(args: CollectArgs, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """How episodes are made; how many at once, a directory that is gone on with decides, unless `--num-envs` does."""
     return {
         "task": args.task,
         "seed": args.seed,
         "start_range": args.start_range,
         "physics_dt": args.physics_dt,
         "clumsiness": args.clumsiness,
-        "at_once": args.num_envs or min(256, max(args.episodes, 8)),
+        "at_once": args.num_envs or theirs.get("at_once") or min(256, max(args.episodes, 8)),
+        **made_with(args),
     }
 
 
-def _previous(args: CollectArgs) -> tuple[E.Episodes | None, int, int]:
-    """What a directory holds already.  Raises `ConfigError` unless it may be used."""
+def _previous(args: CollectArgs) -> tuple[dict[str, Any], E.Episodes | None, int, int]:
+    """The recipe, and what a directory holds already: episodes, how many were tried and won.  Raises `ConfigError` unless it may
+    be used."""
     assert args.out is not None
     kept = held(args.out, args.resume)
     if kept is None:
-        return None, 0, 0
-    check_recipe(args.out, kept.metadata.get("recipe"), _recipe(args))
+        return _recipe(args, {}), None, 0, 0
+    recipe = _recipe(args, recipe_of(kept))
+    check_recipe(args.out, recipe_of(kept), recipe)
     whole = kept.metadata.get("whole")
     if whole is None or len(kept) >= args.episodes:
-        return kept, int(kept.metadata["tried"]), int(kept.metadata["won"])
-    return E.take(kept, np.arange(whole["kept"])) if whole["kept"] else None, int(whole["tried"]), int(whole["won"])
+        return recipe, kept, int(kept.metadata["tried"]), int(kept.metadata["won"])
+    before = E.take(kept, np.arange(whole["kept"])) if whole["kept"] else None
+    return recipe, before, int(whole["tried"]), int(whole["won"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.control import observe
 from envs.control.commands import CommandRanges
 from envs.control.env import (
     ControlConfig,
@@ -24,17 +26,18 @@ from envs.control.env import (
 )
 from envs.t1.model import SCENES
 from envs.wrappers import AutoReset
-from rdp_jax import parallel
+from rdp_jax import normalize, parallel
 from rdp_jax.algos import ppo
 from rdp_jax.algos.loop import LoopConfig, train
-from rdp_jax.checkpoint import fingerprint, load_weights, save_weights
+from rdp_jax.checkpoint import CheckpointError, fingerprint, fitted, load_weights, save_weights
 from rdp_jax.config import ConfigError, to_dict, without_paths
-from rdp_jax.normalize import Normalizer
+from rdp_jax.nets import mlp
 from rdp_jax.runs import Run, git_revision, versions
 from train import output
 from train.args import EvalArgs
 from train.controller_args import TrainArgs
 from train.controller_metrics import progress_metrics
+from train.manifest import JOINTS, LAYOUTS
 
 Weights = Mapping[str, Any]
 CLIMB = CommandRanges(vx=(0.2, 0.4), vy=(0.0, 0.0), yaw=(0.0, 0.0), stand=0.0, hold=(60.0, 60.0))
@@ -56,13 +59,34 @@ def load_part(part: str, path: Path | None = None, climbs: bool = False, field: 
       climbs: whether the scene has platforms (chooses among the shipped ones).
       field: that named the file, for a complaint; left out: the part's own.
 
-    Raises `CheckpointError`, `ConfigError`.
+    Raises `ConfigError` if the file cannot be read, or is not of such a policy.
     """
-    weights, metadata = load_weights(path or shipped(part, climbs))
-    found = metadata.get("part")
-    if found != part:
-        raise ConfigError(field or part, str(path), f"weights of part {part!r}; this file holds {found!r}")
-    return {"actor": weights["actor"], "normalizer": Normalizer(**weights["normalizer"])}
+    path = path or shipped(part, climbs)
+    try:
+        weights, metadata = load_weights(path)
+        found = metadata.get("part")
+        if found != part:
+            raise CheckpointError(f"this file holds {found!r}")
+        template = _template(part, weights)
+        policy: Weights = fitted({name: weights[name] for name in template if name in weights}, template, path)
+    except CheckpointError as error:
+        raise ConfigError(field or part, str(path), f"weights of part {part!r}; {error}") from error
+    return policy
+
+
+def _template(part: str, weights: Weights) -> Weights:
+    """Shapes of a policy of `part`, its hidden widths as those of `weights`."""
+    sizes: tuple[int, ...] = ()
+    with contextlib.suppress(KeyError, TypeError, IndexError, AttributeError):  # no policy: what it lacks is said later
+        sizes = mlp.mlp_sizes(weights["actor"]["mlp"])
+    width, actor = observe.width(LAYOUTS[part]), mlp.GaussianActor(len(JOINTS[part]), sizes)
+
+    def policy() -> dict[str, Any]:
+        params = actor.init(jax.random.key(0), jnp.zeros(width))["params"]
+        return {"actor": params, "normalizer": normalize.create(width)}
+
+    shapes: Weights = jax.eval_shape(policy)
+    return shapes
 
 
 def climbs(scene: str) -> bool:

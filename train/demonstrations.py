@@ -9,14 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from envs.physics import resolve
+from envs.tasks.catalog import make_task
 from envs.tasks.command import ACTION_LAYOUT
 from envs.tasks.hierarchy import Hierarchy
-from rdp_jax.config import ConfigError
+from rdp_jax.checkpoint import fingerprint
+from rdp_jax.config import ConfigError, difference
 from rdp_jax.data import episodes as E
 from rdp_jax.runs import git_revision, versions
 from train.rollouts import Played
+from train.task_args import TaskFlags
+from train.tasks import load_controller
 
 FILE = "episodes.safetensors"
+FLAGS = {"at_once": "num_envs"}
+"""Of entries of a recipe, where they have another name."""
 
 
 def from_played(
@@ -76,7 +83,30 @@ def held(out: Path, resume: bool) -> E.Episodes | None:
     return E.load(out / FILE)
 
 
-def check_recipe(out: Path, theirs: Any, ours: Any) -> None:
-    """Raises `ConfigError` if a directory's episodes were made by another recipe."""
-    if theirs != ours:
-        raise ConfigError("resume", str(out), f"the recipe of its demonstrations, {theirs}; now {ours}")
+def made_with(args: TaskFlags) -> dict[str, Any]:
+    """What of a recipe flags alone do not tell: the backend that `auto` is here, and fingerprints of the controller, whose files
+    may move.  Raises `ConfigError`."""
+    controller = load_controller(args, make_task(args.task).scene)
+    weights = {part: fingerprint(policy) for part, policy in controller.items()}
+    return {"backend": resolve(args.backend), "weights": weights}
+
+
+def recipe_of(episodes: E.Episodes) -> Mapping[str, Any]:
+    """How a directory's episodes were made; empty where they do not say."""
+    found = episodes.metadata.get("recipe")
+    return found if isinstance(found, Mapping) else {}
+
+
+def check_recipe(out: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises `ConfigError`, which names the flag and both values, if a directory's episodes were made by another recipe."""
+    found = difference(dict(ours), dict(theirs))
+    if found is None:
+        return
+    name, now, then = found
+    if now is None or then is None:  # one of the two knows nothing of it: no flag is to blame
+        raise ConfigError(
+            "resume", str(out), f"demonstrations of the same recipe; theirs has {name}={then!r}, now {now!r}"
+        )
+    kind = "weights with fingerprint " if name.startswith("weights.") else ""
+    allowed = f"{kind}{then!r}, as the recipe of the demonstrations in {out} says"
+    raise ConfigError(FLAGS.get(name, name.rpartition(".")[2]), now, allowed)

@@ -165,9 +165,11 @@ def show(record: Mapping[str, Any], stream: TextIO | None = None) -> None:
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
     """Everything written to stdout meanwhile, by Python, by C or by a child process, appears on stderr."""
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     try:
-        saved = os.dup(1)
+        # Closed when we began, descriptor 1 is nobody's, or by now that of any file.
+        saved = None if sys.stdout is None else os.dup(1)
     except OSError:  # no descriptor 1: nothing but Python can write to stdout
         saved = None
     try:

@@ -27,7 +27,6 @@ def run_play(args: PlayArgs) -> dict[str, Any]:
     """Plays `--trials` episodes and shows some of them.  Raises `RunError` if `--out` is not empty."""
     start = time.monotonic()
     out = free_directory(args.out, "play")
-    out.mkdir(parents=True, exist_ok=True)
     planner: Planner | None = None
     if args.run is not None or args.which != "expert":
         planner = find_planner(args.run, args.task, args.which)
@@ -35,6 +34,8 @@ def run_play(args: PlayArgs) -> dict[str, Any]:
     if planner:
         check_fits(planner, stage.env)
         actor, weights = find_actor(args.run, planner)
+    out.mkdir(parents=True, exist_ok=True)
+    if planner:
         figures = stage.judge_actor(actor, weights, args.seed, args.trials)
     else:
         player = ExpertPlayer(make_expert(args.task, stage.env))

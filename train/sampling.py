@@ -33,7 +33,9 @@ def exploring(planner: Planner, args: Sampling) -> Planner:
     config = planner.config
     if config.net.kind in GAUSSIAN:
         if args.explore_eta is not None:
-            raise ConfigError("explore_eta", args.explore_eta, f"left out (a {config.net.kind} planner does not denoise)")
+            raise ConfigError(
+                "explore_eta", args.explore_eta, f"left out (a {config.net.kind} planner does not denoise)"
+            )
         noise = _given(std=args.explore_std, correlation=args.explore_correlation)
         return dataclasses.replace(
             planner, config=dataclasses.replace(config, gaussian=dataclasses.replace(config.gaussian, **noise))

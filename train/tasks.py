@@ -14,6 +14,7 @@ import numpy as np
 
 from envs.chunk import Chunked
 from envs.gym.locomotion import SPECS, Locomotion
+from envs.t1.model import Scene
 from envs.tasks.catalog import make_task
 from envs.tasks.hierarchy import Hierarchy, HierarchyConfig, PlannerParams
 from envs.wrappers import AutoReset
@@ -62,6 +63,11 @@ def set_up(args: TaskFlags, history: int, record: bool = False) -> Stage:
     return GymStage(args, history) if args.task in SPECS else HumanoidStage(args, history, record)
 
 
+def load_controller(args: TaskFlags, scene: Scene) -> dict[str, Any]:
+    """Weights of legs and hands: given, or shipped for such a scene.  Raises `ConfigError`."""
+    return {part: load_part(part, getattr(args, part), bool(scene.platforms)) for part in ("legs", "hands")}
+
+
 class HumanoidStage:
     """A task of the T1; the score is the success rate.
 
@@ -90,9 +96,7 @@ class HumanoidStage:
 
     def _params(self, args: TaskFlags) -> PlannerParams:
         """Shipped or given controller, starts of the given range."""
-        climbs = bool(self.env.control.scene.platforms)
-        controller = {part: load_part(part, getattr(args, part), climbs) for part in ("legs", "hands")}
-        params = self.env.default_params(controller)
+        params = self.env.default_params(load_controller(args, self.env.control.scene))
         start = params.control.world.replace(scale=jnp.float32(args.start_range))
         return params.replace(control=params.control.replace(world=start))
 
@@ -267,6 +271,11 @@ def find_planner(run: Path | None, task: str, which: str = "finetuned") -> Plann
 
 def check_fits(planner: Planner, env: Any) -> None:
     """Raises `ConfigError` if the planner's widths are not the environment's."""
-    wanted, found = env.spec.obs_dims["actor"], planner.config.history * planner.dims.frame
-    if wanted != found:
-        raise ConfigError("planner", found, f"observations of width {wanted} ({env.spec.name})")
+    spec, dims = env.spec, planner.dims
+    for what, wanted, found in (
+        ("observations", spec.obs_dims["actor"], planner.config.history * dims.frame),
+        ("actions", spec.action_dim, dims.action),
+    ):
+        if wanted != found:
+            allowed = f"one for {spec.name}, with {what} of width {wanted}; its {what} have width {found}"
+            raise ConfigError("planner", "this planner", allowed)

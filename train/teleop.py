@@ -16,7 +16,7 @@ from envs.tasks.command import ACTION_LAYOUT
 from envs.tasks.hierarchy import Hierarchy
 from rdp_jax.data import episodes as E
 from train import output
-from train.demonstrations import FILE, check_recipe, from_played, held, noted
+from train.demonstrations import FILE, check_recipe, from_played, held, made_with, noted, recipe_of
 from train.rollouts import Played
 from train.task_args import TeleopArgs
 from train.tasks import HumanoidStage
@@ -31,8 +31,8 @@ STREAM = 0x7E1E
 class Shelf:
     """The file that kept episodes go to, each one as soon as it is kept.
 
-    A directory that `rdp collect` filled may be gone on with, if task, starts and physics are the same; its recipe then says that
-    it is mixed, and `rdp collect` does not go on with it.
+    A directory that `rdp collect` filled may be gone on with, if task, starts, physics and controller are the same; its recipe
+    then says that it is mixed, and `rdp collect` does not go on with it.
 
     Args:
       args: of the command.  Raises `ConfigError` where `--out` may not be used, `DataError` for a file that cannot be.
@@ -42,12 +42,12 @@ class Shelf:
         assert args.out is not None
         self.args, self.path = args, args.out / FILE
         own = {"seed": args.seed, "keep_all": args.keep_all}
-        shared = {"task": args.task, "start_range": args.start_range, "physics_dt": args.physics_dt}
-        self.recipe: dict[str, Any] = {**shared, "teleop": own}
         self.kept = held(args.out, args.resume)
+        shared = {"task": args.task, "start_range": args.start_range, "physics_dt": args.physics_dt, **made_with(args)}
+        self.recipe: dict[str, Any] = {**shared, "teleop": own}
         self.metadata: Mapping[str, Any] = self.kept.metadata if self.kept else {}
         if self.kept:
-            theirs = self.metadata.get("recipe") or {}
+            theirs = recipe_of(self.kept)
             # What the expert's own recipe says besides, how its batches were played, means nothing to a person.
             check_recipe(args.out, {k: theirs.get(k, own if k == "teleop" else None) for k in self.recipe}, self.recipe)
             self.recipe = {**theirs, **self.recipe}

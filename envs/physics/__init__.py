@@ -28,6 +28,15 @@ def available() -> tuple[str, ...]:
     return (*names, *(() if on_cpu else ("native",)))
 
 
+def resolve(backend: str) -> str:
+    """The backend that `auto` stands for, or `backend` itself.  Raises `ConfigError` if it is unknown or not on this machine."""
+    usable = available()
+    name = usable[0] if backend == "auto" else backend
+    if name not in usable:
+        raise ConfigError("backend", backend, f"on this machine: {' | '.join(('auto', *usable))}")
+    return name
+
+
 def make_physics(
     model: mujoco.MjModel | Mapping[str, mujoco.MjModel], backend: str = "auto", threads: int | None = None
 ) -> Physics:
@@ -43,10 +52,7 @@ def make_physics(
     Raises:
       ConfigError: unknown backend, or one this machine lacks; says what there is.
     """
-    usable = available()
-    name = usable[0] if backend == "auto" else backend
-    if name not in usable:
-        raise ConfigError("backend", backend, f"on this machine: {' | '.join(('auto', *usable))}")
+    name = resolve(backend)
     if not isinstance(model, mujoco.MjModel):
         model = _pick(model, name)
     if name == "native":

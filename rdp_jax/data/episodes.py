@@ -60,15 +60,16 @@ def from_lists(
     seed: Sequence[int],
     extras: Mapping[str, Sequence[np.ndarray]] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    where: str = "episodes",
 ) -> Episodes:
-    """Episodes from one array per episode.  Raises `DataError`."""
+    """Episodes from one array per episode.  Raises `DataError`, which begins with `where`."""
     if not len(obs):
-        raise DataError("no episodes, expected at least one")
+        raise DataError(f"{where}: no episodes, expected at least one")
     for name, parts in {"obs": obs, "action": action, **(extras or {})}.items():
         for i, part in enumerate(parts):
             wanted = (len(obs[i]), *np.shape(parts[0])[1:])
             if np.shape(part) != wanted:
-                raise DataError(f"episode {i}, {name}: shape {np.shape(part)}, expected {wanted}")
+                raise DataError(f"{where}: episode {i}, {name}: shape {np.shape(part)}, expected {wanted}")
 
     def join(parts):
         return np.concatenate([np.asarray(p, np.float32) for p in parts])
@@ -83,7 +84,8 @@ def from_lists(
             seed=np.asarray(seed, np.int64),
             extras={name: join(parts) for name, parts in (extras or {}).items()},
             metadata=dict(metadata or {}),
-        )
+        ),
+        where,
     )
 
 
@@ -168,8 +170,9 @@ def load(path: Path | str) -> Episodes:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise DataError(f"{path}: format {metadata.get('format')!r}, expected {FORMAT}")
+    found = metadata.get("format") if isinstance(metadata, dict) else None
+    if found != FORMAT:
+        raise DataError(f"{path}: format {found!r}, expected {FORMAT}")
     missing = [name for name in (*PER_STEP, *PER_EPISODE) if name not in arrays]
     if missing:
         raise DataError(f"{path}: no array {missing[0]!r}, expected {', '.join((*PER_STEP, *PER_EPISODE))}")

@@ -48,9 +48,13 @@ def load_robomimic(path: Path, keys: Sequence[str] = ()) -> Episodes:
     except OSError as error:
         raise DataError(f"{path}: no HDF5 file: {error}") from error
     with file:
-        if "data" not in file or not len(file["data"]):
+        if not _is_group(file, "data") or not len(file["data"]):
             raise DataError(f"{path}: no group data/ with episodes in it")
         names = sorted(file["data"], key=lambda name: (len(name), name))
+        for name in names:
+            for group in (f"data/{name}", f"data/{name}/obs"):
+                if not _is_group(file, group):
+                    raise DataError(f"{path}: episode {name}, {group}: no group")
         obs, action, reward, success = [], [], [], []
         chosen = list(keys) or _low_dimensional(path, names[0], file["data"][names[0]])
         for name in names:
@@ -69,13 +73,16 @@ def load_robomimic(path: Path, keys: Sequence[str] = ()) -> Episodes:
             reward.append(paid)
             success.append(bool(paid.max() > 0.0) if "rewards" in demo else True)
     metadata = {"recipe": {"format": "robomimic", "file": path.name}, "observations": chosen}
-    return from_lists(obs, action, reward, success, range(len(obs)), metadata=metadata)
+    return from_lists(obs, action, reward, success, range(len(obs)), metadata=metadata, where=str(path))
+
+
+def _is_group(file: Any, name: str) -> bool:
+    """Whether an HDF5 file has a group of that name, and no array."""
+    return hasattr(file.get(name), "keys")
 
 
 def _low_dimensional(path: Path, name: str, demo: Any) -> list[str]:
-    if "obs" not in demo:
-        raise DataError(f"{path}: episode {name}, obs: missing")
-    found = [key for key in sorted(demo["obs"]) if demo["obs"][key].ndim == 2]
+    found = [key for key in sorted(demo["obs"]) if getattr(demo["obs"][key], "ndim", None) == 2]
     if not found:
         raise DataError(f"{path}: episode {name}, obs: no one-dimensional observation among {sorted(demo['obs'])}")
     return found
@@ -84,7 +91,10 @@ def _low_dimensional(path: Path, name: str, demo: Any) -> list[str]:
 def _array(path: Path, episode: str, demo: Any, key: str, ndim: int) -> np.ndarray:
     if key not in demo:
         raise DataError(f"{path}: episode {episode}, {key}: missing")
-    value = np.asarray(demo[key], np.float32)
+    try:
+        value = np.asarray(demo[key], np.float32)
+    except (OSError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: episode {episode}, {key}: not an array of numbers: {error}") from error
     if value.ndim != ndim or not len(value):
         wanted = "(steps, width)" if ndim == 2 else "(steps,)"
         raise DataError(f"{path}: episode {episode}, {key}: shape {value.shape}, expected {wanted}")
@@ -97,14 +107,7 @@ def load_lerobot(path: Path) -> Episodes:
     Raises `DataError` naming file, episode, key and shape.
     """
     parquet = _needs("pyarrow.parquet", path)
-    try:
-        info = json.loads((path / "meta" / "info.json").read_text())
-        features = info["features"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path / 'meta' / 'info.json'}: cannot be read: {error!r}") from error
-    for key in (LEROBOT_OBS, "action"):
-        if key not in features:
-            raise DataError(f"{path}: feature {key}: missing among {sorted(features)}")
+    info, features = _described(path / "meta" / "info.json")
     files = sorted((path / "data").rglob("*.parquet"))
     if not files:
         raise DataError(f"{path / 'data'}: no .parquet files")
@@ -113,11 +116,11 @@ def load_lerobot(path: Path) -> Episodes:
         try:
             table = parquet.read_table(file).to_pydict()
             columns = [table[key] for key in ("episode_index", "frame_index", LEROBOT_OBS, "action")]
-        except (OSError, KeyError, ValueError) as error:
+            columns.append(table.get("next.reward", [0.0] * len(columns[0])))
+            for episode, frame, seen, acted, paid in zip(*columns, strict=True):
+                rows.setdefault(int(episode), []).append((int(frame), seen, acted, float(np.ravel(paid)[0])))
+        except (OSError, KeyError, ValueError, TypeError) as error:
             raise DataError(f"{file}: cannot be read: {error!r}") from error
-        reward = table.get("next.reward", [0.0] * len(columns[0]))
-        for episode, frame, seen, acted, paid in zip(*columns, reward, strict=True):
-            rows.setdefault(int(episode), []).append((int(frame), seen, acted, float(np.ravel(paid)[0])))
     obs, action, rewards = [], [], []
     for episode in sorted(rows):
         steps = sorted(rows[episode], key=lambda row: row[0])
@@ -130,7 +133,24 @@ def load_lerobot(path: Path) -> Episodes:
         "observations": features[LEROBOT_OBS].get("names"),
         "actions": features["action"].get("names"),
     }
-    return from_lists(obs, action, rewards, success, sorted(rows), metadata=metadata)
+    return from_lists(obs, action, rewards, success, sorted(rows), metadata=metadata, where=str(path / "data"))
+
+
+def _described(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All that `info.json` says, and the features that are read, each with its shape.  Raises `DataError`."""
+    try:
+        info = json.loads(path.read_text())
+        features = info["features"]
+        names = sorted(features)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read: {error!r}") from error
+    for key in (LEROBOT_OBS, "action"):
+        if key not in names:
+            raise DataError(f"{path}: feature {key}: missing among {names}")
+        shape = features[key].get("shape") if isinstance(features[key], dict) else None
+        if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
+            raise DataError(f"{path}: feature {key}: shape {shape!r}, expected a list of positive integers")
+    return info, features
 
 
 def _stack(path: Path, episode: int, key: str, values: list[Any], features: dict[str, Any]) -> np.ndarray:
@@ -140,4 +160,7 @@ def _stack(path: Path, episode: int, key: str, values: list[Any], features: dict
             raise DataError(
                 f"{path}: episode {episode}, {key}, step {step}: {np.size(value)} numbers, expected {width}"
             )
-    return np.asarray(values, np.float32).reshape(len(values), width)
+    try:
+        return np.asarray(values, np.float32).reshape(len(values), width)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: episode {episode}, {key}: no numbers: {error}") from error

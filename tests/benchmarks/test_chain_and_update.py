@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import diffusion
+from benchmarks import diffusion, runner
 from rdp_jax.config import ConfigError
 
 
@@ -43,7 +43,7 @@ def test_bad_settings_are_refused():
     with pytest.raises(ConfigError, match="pairs=15"):
         diffusion.update(pairs=15, cases=("jax",))
     with pytest.raises(ConfigError, match="cases='numpy'"):
-        diffusion.chain(envs=(2,), cases=("numpy",))
+        runner.run("chain", out=None, envs=(2,), cases=("numpy",))
 
 
 def test_the_peer_is_the_same_network_and_step():

@@ -60,7 +60,7 @@ def test_nonsense_is_refused_by_name():
             runner.run("controller", out=None, repeats=1, **{**TINY, **settings})
 
     refused("cases='bullet_train'", cases=("bullet_train",))
-    refused("backend='bullet', allowed: on this machine: native", backend="bullet")
+    refused("backend='bullet', allowed: native", backend="bullet")
     refused(r"cases=\['native_step'\]", backend="mjx", cases=("native_step",))
     refused("minibatches=3", minibatches=3)
     refused("minibatches=32", minibatches=32)

@@ -34,7 +34,7 @@ def test_a_call_moves_every_network_once_per_step():
 
 def test_missing_peer_is_said(monkeypatch):
     monkeypatch.setattr(dsrl, "MISSING", "no torch here")
-    settings = {**runner.SCENARIOS["dsrl"].settings, **TINY}
+    settings = {**runner.SCENARIOS["dsrl"].defaults, **TINY}
     assert {case.name: case.missing for case in dsrl.setup(**settings)} == {"jax": None, "torch": "no torch here"}
 
 

@@ -14,8 +14,8 @@ from envs.tasks.command import TICKS
 from rdp_jax.config import ConfigError
 from train.task_args import TaskFlags
 
-TINY_TASKS = {**SCENARIOS["tasks"].settings, "tasks": "pickup", "num_envs": 2, "chunks": 1}
-TINY_REFINE = {**SCENARIOS["refine"].settings, "num_envs": 4, "chunks": 1, "recorded": 4, "minibatches": 5}
+TINY_TASKS = {**SCENARIOS["tasks"].defaults, "tasks": ("pickup",), "num_envs": 2, "chunks": 1}
+TINY_REFINE = {**SCENARIOS["refine"].defaults, "num_envs": 4, "chunks": 1, "recorded": 4, "minibatches": 5}
 SUBSTEPS = 4  # of a controller's tick, at 5 ms
 
 
@@ -123,8 +123,8 @@ def test_bad_settings_are_refused():
         with pytest.raises(ConfigError, match=match):
             runner.run(scenario, out=None, repeats=1, **settings)
 
-    refused("tasks", "tasks='juggling', allowed: pickup", tasks=("juggling",))
-    refused("tasks", r"cases='bullet', allowed: native \| mjx", cases="bullet")
+    refused("tasks", "tasks='juggling', allowed: one or more of pickup", tasks=("juggling",))
+    refused("tasks", r"cases='bullet', allowed: one or more of native \| mjx", cases="bullet")
     refused("tasks", "chunks=0", chunks=0)
     refused("refine", "task='hopper'", task="hopper")
     refused("refine", "recorded=3", recorded=3)

@@ -5,19 +5,19 @@ import json
 import pytest
 
 from benchmarks import runner
-from benchmarks.scenarios import SCENARIOS, Case, Ratio, Scenario
+from benchmarks.scenarios import SCENARIOS, Case, Ratio, Scenario, Setting
 from rdp_jax.config import ConfigError
 
 ORDER: list[str] = []
 
 
-def toy_setup(work):
+def toy_setup(work, missing=None):
     def case(name):
         def build():
             ORDER.append(f"build {name}")
             return lambda: ORDER.append(name)
 
-        return Case(name, build, work, "appends")
+        return Case(name, build, work, "appends", details=lambda: {"odd": float("nan")}, missing=missing)
 
     return [case("a"), case("b")]
 
@@ -27,7 +27,7 @@ def toy(monkeypatch):
     scenario = Scenario(
         summary="toy",
         setup=f"{__name__}:toy_setup",
-        settings={"work": 3},
+        settings={"work": Setting(3, int, 1, 9)},
         ratios={
             "a_over_b": Ratio(("a", "b"), target=0.0),
             "never": Ratio(("a", "b"), target=0.0, where="abacus"),
@@ -44,7 +44,8 @@ def toy(monkeypatch):
 def test_cases_take_turns_and_the_result_is_written(tmp_path):
     result = runner.run("toy", out=tmp_path, work=5)
     assert ["build a", "a", "build b", "b", *["a", "b"] * 2] == ORDER
-    assert result == json.loads((tmp_path / "toy.json").read_text())
+    assert result == json.loads((tmp_path / "toy.json").read_text(), parse_constant=pytest.fail)
+    assert result["cases"]["a"]["odd"] is None  # JSON has no NaN
     assert result["settings"] == {"work": 5}
     assert result["cases"]["a"]["work"] == 5
     assert len(result["cases"]["b"]["all_s"]) == 2
@@ -64,15 +65,30 @@ def test_nonsense_is_refused_by_name():
         runner.run("toy", out=None, typo=1)
     with pytest.raises(ConfigError, match="repeats=0"):
         runner.run("toy", out=None, repeats=0)
+    with pytest.raises(ConfigError, match="work=10, allowed: an integer, 1 .. 9"):
+        runner.run("toy", out=None, work=10)
     with pytest.raises(ConfigError, match="cases='bullet'"):
         runner.run("physics", out=None, cases=("bullet",))
+
+
+def test_a_scenario_of_which_nothing_can_be_measured_here_is_refused():
+    settings = {"work": Setting(3, int), "missing": Setting("no abacus", str)}
+    scenario = Scenario("toy", f"{__name__}:toy_setup", settings)
+    with pytest.raises(ConfigError, match=r"cases=\['a', 'b'\].*no abacus"):
+        runner.measure("toy", scenario, scenario.defaults, 1)
+
+
+def test_every_setting_allows_its_default():
+    for scenario in SCENARIOS.values():
+        for name, setting in scenario.settings.items():
+            assert setting.check(name, setting.default) == setting.default
 
 
 def test_every_scenario_can_be_imported_and_its_ratios_name_cases():
     for scenario in SCENARIOS.values():
         module, function = scenario.setup.split(":")
         assert callable(getattr(__import__(module, fromlist=[function]), function))
-        known = scenario.settings.get("cases")
+        known = scenario.defaults.get("cases")
         for ratio in scenario.ratios.values():
             # A case may come in sizes: `jax_40`.
             assert not known or all(any(f"{name}_".startswith(f"{case}_") for case in known) for name in ratio.over)

@@ -75,6 +75,9 @@ def test_bad_data_is_refused_by_name(episodes, tmp_path):
     save_file({"obs": episodes.obs}, tmp_path / "other.safetensors", metadata={"json": '{"format": 9}'})
     with pytest.raises(E.DataError, match="format 9, expected 1"):
         E.load(tmp_path / "other.safetensors")
+    save_file({"obs": episodes.obs}, tmp_path / "list.safetensors", metadata={"json": "[1]"})
+    with pytest.raises(E.DataError, match="format None, expected 1"):
+        E.load(tmp_path / "list.safetensors")
     save_file({"obs": episodes.obs}, tmp_path / "part.safetensors", metadata={"json": '{"format": 1}'})
     with pytest.raises(E.DataError, match="no array 'action'"):
         E.load(tmp_path / "part.safetensors")

@@ -60,12 +60,36 @@ def test_robomimic_is_read_in_order(tmp_path):
         ),
         (lambda d: d["demo_0"]["actions"].__setitem__((2, 0), np.nan), r"episode 0, action, step 2: not finite"),
         (lambda d: d.clear(), r"no group data/"),
+        (
+            lambda d: d["demo_0"].update(actions=np.array([b"left"] * 5)),
+            r"episode demo_0, actions: not an array of numbers",
+        ),
     ],
 )
 def test_bad_robomimic_files_are_refused(change, said, tmp_path):
     robomimic(tmp_path / "bad.hdf5", change)
     with pytest.raises(DataError, match=said):
         load_foreign(tmp_path / "bad.hdf5")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"data": 3}, "no group data/ with episodes in it"),
+        ({"data/demo_0": 3}, "episode demo_0, data/demo_0: no group"),
+        ({"data/demo_0/obs": 3}, "episode demo_0, data/demo_0/obs: no group"),
+        ({"data/demo_0/actions": 3}, "episode demo_0, data/demo_0/obs: no group"),
+        ({"data/demo_0/obs/left/a": 3}, r"episode demo_0, obs: no one-dimensional observation among \['left'\]"),
+    ],
+)
+def test_arrays_where_groups_should_be_are_refused(arrays, said, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "flat.hdf5"
+    with h5py.File(path, "w") as file:
+        for name, width in arrays.items():
+            file[name] = np.zeros((5, width))
+    with pytest.raises(DataError, match=f"{path}: {said}"):
+        load_foreign(path)
 
 
 def lerobot(path, rows=None, features=None):
@@ -116,3 +140,42 @@ def test_bad_lerobot_sets_are_refused(tmp_path):
     (empty / "info.json").write_text("{}")
     with pytest.raises(DataError, match="info.json: cannot be read"):
         load_foreign(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        ([], r"feature observation.state: missing among \[\]"),
+        (3, "cannot be read"),
+        ({"observation.state": {}, "action": {"shape": [2]}}, "feature observation.state: shape None, expected a list"),
+        ({"observation.state": {"shape": [3]}, "action": {"shape": "2"}}, "feature action: shape '2', expected a list"),
+        (
+            {"observation.state": [3], "action": {"shape": [2]}},
+            "feature observation.state: shape None, expected a list",
+        ),
+    ],
+)
+def test_features_that_say_no_shape_are_refused(features, said, tmp_path):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text(json.dumps({"features": features}))
+    with pytest.raises(DataError, match=f"{tmp_path / 'meta' / 'info.json'}: {said}"):
+        load_foreign(tmp_path)
+
+
+def test_lerobot_tables_without_rows_or_numbers_are_refused(tmp_path):
+    def empty(i, columns):
+        columns.update({name: [] for name in columns})
+
+    def nameless(i, columns):
+        columns["episode_index"] = [None] * LENGTHS[i]
+
+    def wordy(i, columns):
+        columns["action"] = [["left", "right"]] * LENGTHS[i]
+
+    for name, change, said in (
+        ("empty", empty, "data: no episodes, expected at least one"),
+        ("nameless", nameless, "episode_000000.parquet: cannot be read: TypeError"),
+        ("wordy", wordy, "episode 0, action: no numbers"),
+    ):
+        with pytest.raises(DataError, match=f"{tmp_path / name}.*{said}"):
+            load_foreign(lerobot(tmp_path / name, change))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from safetensors.numpy import save_file
 
 from rdp_jax import checkpoint, config, metrics, parallel
 from rdp_jax.algos import loop, ppo
@@ -220,8 +221,18 @@ def test_weights(tiny_state, tmp_path):
         ppo.policy(loaded["params"], loaded["normalizer"], obs), ppo.policy(*tree.values(), obs)
     )
     wrong = {**tree, "params": {**tree["params"], "critic": {"w": jnp.zeros(2)}}}
-    with pytest.raises(CheckpointError, match=r"differ in shape of params/critic"):
+    with pytest.raises(CheckpointError, match=r"lack params/critic/w, of shape \[2\]"):
         checkpoint.load_weights(path, wrong)
+    wide = {**tree, "normalizer": jax.tree.map(lambda x: jnp.zeros((*x.shape, 2)), tree["normalizer"])}
+    with pytest.raises(CheckpointError, match=r"differ in shape of normalizer/actor/count: now \[2\], saved \[\]"):
+        checkpoint.load_weights(path, wide)
+    spoiled = tmp_path / "nan.safetensors"
+    checkpoint.save_weights(spoiled, {"layer": {"w": jnp.array([1.0, jnp.nan])}})
+    with pytest.raises(CheckpointError, match="layer/w does not hold finite numbers only"):
+        checkpoint.load_weights(spoiled)
+    save_file({"w": np.zeros(1)}, spoiled, metadata={"json": "[1]"})
+    with pytest.raises(CheckpointError, match=r"metadata are \[1\], expected an object"):
+        checkpoint.load_weights(spoiled)
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.load_weights(path)

@@ -1,23 +1,26 @@
 """Run directories act as what they hold."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from envs.core import EnvSpec
 from rdp_jax import normalize
 from rdp_jax.algos import dsrl
 from rdp_jax.algos.residual import ResidualActor
 from rdp_jax.checkpoint import CheckpointError, save_weights
 from rdp_jax.config import ConfigError, to_dict
 from rdp_jax.nets.mlp import GaussianActor
-from rdp_jax.planner import save
+from rdp_jax.planner import Dims, save
 from rdp_jax.steer import NoiseActor, PlannerBase, learned
 from train.actors import CORRECTION, NOISE_ACTOR, find_actor
-from train.controller import load_part, shipped
 from train.sampling import with_first_std
 from train.task_args import EvalArgs, task_dsrl
-from train.tasks import find_planner, weights_of, with_std_as_data
+from train.tasks import check_fits, find_planner, weights_of, with_std_as_data
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +94,21 @@ def test_more_denoising_steps_than_the_planner_has_are_refused(planner):
         PlannerBase(planner.config, planner.dims, 101)
 
 
-def test_weights_of_the_other_part_are_refused_by_the_name_of_their_flag():
-    hands = shipped("hands")
-    with pytest.raises(ConfigError, match="partner=.*weights of part 'legs'; this file holds 'hands'"):
-        load_part("legs", hands, field="partner")
-    with pytest.raises(ConfigError, match="legs=.*weights of part 'legs'"):
-        load_part("legs", hands)
+def test_a_planner_of_infinite_numbers_is_refused(planner, tmp_path):
+    save(
+        tmp_path / "planner.safetensors",
+        dataclasses.replace(planner, bundle=jax.tree.map(lambda x: x / 0.0, planner.bundle)),
+    )
+    with pytest.raises(CheckpointError, match="planner.safetensors cannot be used: .* finite numbers"):
+        find_planner(tmp_path, "pickup")
+
+
+@pytest.mark.parametrize(("frame", "action", "said"), [(0, 2, "actions of width 23; its actions have width 25"),
+                                                       (1, 0, "observations of width 368; its observations have width 376")])  # fmt: skip
+def test_a_planner_for_other_widths_is_refused(frame, action, said, planner):
+    spec = EnvSpec("pickup", {"actor": 368}, 23, 0.1, 100)
+    env = SimpleNamespace(spec=spec)
+    check_fits(planner, env)
+    dims = Dims(planner.dims.frame + frame, planner.dims.action + action)
+    with pytest.raises(ConfigError, match=f"planner='this planner', allowed: one for pickup, with {said}"):
+        check_fits(dataclasses.replace(planner, dims=dims), env)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,82 @@ def test_bad_arguments_exit_2_and_name_flag_value_and_range(line, told, capfd, m
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("words", [["--out", ""], ["--out="], ["--out", "", "--json"]])
+def test_an_empty_path_is_not_the_current_directory(words, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["echo", *words]) == 2
+    assert "--out: got '', allowed: a value that is not empty" in capfd.readouterr().err
+    assert not calls and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["--run", "--planner", "--legs", "--out"])
+@pytest.mark.parametrize(
+    ("name", "told"), [("a" * 300, "too long"), ("\udcff", "UTF-8"), ("b/\udcff.safetensors", "UTF-8")]
+)
+def test_a_path_that_cannot_be_is_refused_at_the_start(flag, name, told, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["play", flag, name]) == 2
+    err = capfd.readouterr().err
+    assert f"{flag.replace('planner', 'run')}: got {name!r}, allowed: a path that is" in err and told in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_anything_runs(capfd, tmp_path):
+    dangling = tmp_path / "link"
+    dangling.symlink_to(tmp_path / "nowhere" / "below")
+    (tmp_path / "file").touch()
+    places = [dangling, dangling / "below", tmp_path / "file" / "below"]
+    places += [Path("/proc"), Path("/proc/below")] if Path("/proc").is_dir() else []  # where even root cannot write
+    for place in places:
+        assert cli.main(["echo", "--out", str(place)]) == 2
+        assert f"--out: got '{place}', allowed: a" in capfd.readouterr().err
+    assert not calls
+
+
+def test_a_look_whether_a_place_can_be_written_to_leaves_nothing(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("there", "new", "new/below", "a/../new"):
+        EchoArgs(out=tmp_path / name).check()
+    assert [place.name for place in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_record_that_cannot_be_written_is_still_shown(capfd, tmp_path, monkeypatch):
+    def taken(args):
+        args.out.write_text("somebody else's")
+        return RECORD
+
+    monkeypatch.setattr(sys.modules[__name__], "run_echo", taken)
+    assert cli.main(["echo", "--json", "--out", str(tmp_path / "out")]) == 1
+    out, err = capfd.readouterr()
+    assert json.loads(out) == RECORD
+    assert err.startswith("rdp echo: summary.json cannot be written: ") and "Traceback" not in err
+    assert (tmp_path / "out").read_text() == "somebody else's"
+
+
+def test_an_interrupt_while_modules_are_loaded_waits_until_they_are(capfd, monkeypatch):
+    loaded = []
+
+    def load(name):
+        os.kill(os.getpid(), signal.SIGINT)
+        loaded.append(name)
+        return sys.modules[__name__]
+
+    monkeypatch.setattr(cli.importlib, "import_module", load)
+    assert cli.main(["echo"]) == 1
+    assert capfd.readouterr().err == "rdp echo: interrupted\n"
+    assert loaded == [__name__] and not calls
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_that_is_ignored_stays_so(capfd, monkeypatch):
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: os.kill(os.getpid(), signal.SIGINT) or os)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert cli._load("os:sep") == os.sep
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("fail", "status", "told"),
     [
@@ -182,6 +259,12 @@ def test_json_is_all_there_is_on_stdout(capfd):
     for text in ("from Python", "from C", "from a child"):
         assert text in err
     assert calls[0].seed == 5
+
+
+def test_a_closed_stdout_is_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # what Python makes of `>&-`
+    assert cli.main(["echo", "--json", "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "summary.json").read_text()) == RECORD
 
 
 def test_without_json_the_summary_is_for_people(capfd):

@@ -30,6 +30,7 @@ BAD = (
     (["eval", "--which", "expert", "--explore-std", "0.1"], "--which: got 'expert'"),
     (["eval", "--which", "pretrained", "--run", "DATA"], "--which: got 'pretrained', allowed: left out with --run"),
     (["eval", "--task", "hopper", "--physics-dt", "0.01"], "--physics-dt: got 0.01, allowed: left out"),
+    (["play", "--run", "DATA", "--out", "OUT"], "no planner"),
     (["pretrain", "--data", "nowhere"], "--data: got 'nowhere'"),
     (["pretrain", "--data", "DATA", "--planner.executed", "13"], "--planner.executed: got 13"),
     (["pretrain", "--data", "DATA", "--demonstrations", "3"], "--demonstrations: got 3, allowed: 1 .. 2"),

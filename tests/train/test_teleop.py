@@ -226,15 +226,15 @@ def test_a_directory_is_gone_on_with_by_its_own_recipe_only(robot, recorded, tmp
 
 @pytest.mark.slow
 def test_mixed_into_what_collect_wrote(robot, recorded, tmp_path):
-    collect = CollectArgs(out=tmp_path, episodes=2, seed=5, resume=True)
-    recipe = {"task": "pickup", "seed": 5, "start_range": 1.0, "physics_dt": 0.005, "clumsiness": 1.0, "at_once": 8}
+    collect = CollectArgs(out=tmp_path, episodes=2, seed=5, resume=True, backend="native")
+    recipe = _previous(collect)[0]
     one = E.load(recorded[0] / FILE)
     expert = dataclasses.replace(
         one,
         metadata={k: v for k, v in one.metadata.items() if k != "teleop"} | {"recipe": recipe, "tried": 8, "won": 7},
     )
     E.save(tmp_path / FILE, expert)
-    assert len(_previous(collect)[0]) == 1
+    assert len(_previous(collect)[1]) == 1
     with pytest.raises(ConfigError, match="--resume"):
         Shelf(wanting(tmp_path))
     with pytest.raises(ConfigError, match="recipe"):
