@@ -58,9 +58,9 @@ def run_export(args: ExportArgs) -> dict[str, Any]:
     steps = 0
     if args.trials:
         both = {
-            "in_jax": stage.judge_actor(actor, weights, args.seed, args.trials),
+            "in_jax": stage.judge_actor(actor, weights, args.seed, args.trials, args.num_envs),
             "exported": stage.judge_actor(
-                Exported(planner, actor, out / "planner.onnx"), weights, args.seed, args.trials
+                Exported(planner, actor, out / "planner.onnx"), weights, args.seed, args.trials, args.num_envs
             ),
         }
         steps = sum(figures.pop("env_steps") for figures in both.values())

@@ -36,10 +36,10 @@ def run_play(args: PlayArgs) -> dict[str, Any]:
         actor, weights = find_actor(args.run, planner)
     out.mkdir(parents=True, exist_ok=True)
     if planner:
-        figures = stage.judge_actor(actor, weights, args.seed, args.trials)
+        figures = stage.judge_actor(actor, weights, args.seed, args.trials, args.num_envs)
     else:
         player = ExpertPlayer(make_expert(args.task, stage.env))
-        figures = stage.judge_player(player, None, args.seed, args.trials)
+        figures = stage.judge_player(player, None, args.seed, args.trials, args.num_envs)
     played = stage.last
     assert played is not None
     shown = choose(played, args.show, args.episodes)
@@ -54,7 +54,7 @@ def run_play(args: PlayArgs) -> dict[str, Any]:
         "play",
         seed=args.seed,
         backend=stage.env.physics.name,
-        num_envs=args.trials,
+        num_envs=args.num_envs or args.trials,
         wall_s=time.monotonic() - start,
         metrics={
             "trials": args.trials,

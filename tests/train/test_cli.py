@@ -188,7 +188,15 @@ def test_a_record_that_cannot_be_written_is_still_shown(capfd, tmp_path, monkeyp
     assert (tmp_path / "out").read_text() == "somebody else's"
 
 
-def test_an_interrupt_while_modules_are_loaded_waits_until_they_are(capfd, monkeypatch):
+@pytest.fixture
+def heeds_interrupts():
+    """As in a terminal; what a shell puts into the background ignores them."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
+
+
+def test_an_interrupt_while_modules_are_loaded_waits_until_they_are(capfd, monkeypatch, heeds_interrupts):
     loaded = []
 
     def load(name):
