@@ -66,6 +66,7 @@ def setup(
         num_envs=num_envs,
         recorded=recorded,
         physics_dt=physics_dt,
+        practice_dt=physics_dt,
         seed=seed,
         first_std=FIRST_STD,
         schedule=joint.Schedule(rehearsals=0),

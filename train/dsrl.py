@@ -108,7 +108,7 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     dsrl.check_layout(args.dsrl, mesh)
     attempt.begin()
     config, executed = args.dsrl, planner.config.executed
-    vector = AutoReset(Chunked(stage.env, executed))  # type: ignore[arg-type]
+    vector = AutoReset(Chunked(stage.practice_env, executed))  # type: ignore[arg-type]
     state = dsrl.init(jax.random.key(args.seed), config, base, planner.bundle, vector, stage.params, mesh)
     untrained = jax.device_get(dsrl.acting(config, state))
     state = attempt.restored(state)

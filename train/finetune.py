@@ -26,7 +26,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     if args.algo == "residual":
         return run_residual(args)
     attempt = Attempt(args, args.algo)
-    before, env, params = attempt.planner, attempt.stage.env, attempt.stage.practice
+    before, env, params = attempt.planner, attempt.stage.practice_env, attempt.stage.practice
     config = args.dppo
     if args.algo == "gaussian-ppo":
         config = dataclasses.replace(config, tuned_steps=1, quiet_steps=0)

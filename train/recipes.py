@@ -103,7 +103,7 @@ QUIET = ("--first-std", "0.5")
 CHOICE = ("--final-std", "0.5", "0.25", "0")
 """Of what was learned: some tasks are won best without noise, others need it to get unstuck (docs/refine.md)."""
 SLOW = ("stairs", "transport")
-PACE = dict.fromkeys(SLOW, ("--dppo.gamma", "0.99", "--dppo.kl-goal", "0.04", "--dppo.actor-lr", "6e-6"))
+PACE = dict.fromkeys(SLOW, ("--dppo.gamma", "0.99", "--dppo.kl-goal", "0.04", "--dppo.actor-lr", "9e-6"))
 """Where little of the gradient is signal: less of a step, and more of them (docs/refine.md)."""
 
 

@@ -126,7 +126,7 @@ def begin(
     args: RefineArgs, stage: HumanoidStage, before: Planner, mesh: Mesh | None
 ) -> tuple[joint.JointState, tuple[Any, ...]]:
     """First state of planner `before` and the stage's controller, and the arguments of `joint.Update` after its schedule."""
-    vector = LayeredAutoReset(Chunked(stage.env, before.config.executed))  # type: ignore[arg-type]
+    vector = LayeredAutoReset(Chunked(stage.practice_env, before.config.executed))  # type: ignore[arg-type]
     controller = {part: quieter(weights, args.controller_std) for part, weights in stage.params.controller.items()}
     sizes = {mlp_sizes(weights["actor"]["mlp"]) for weights in controller.values()}
     # Of the policies' widths.

@@ -33,7 +33,7 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"residual.{error.field}", error.value, error.allowed) from error
     attempt.begin()
-    vector = Residual(AutoReset(Chunked(stage.env, planner.config.executed)), planner)  # type: ignore[arg-type]
+    vector = Residual(AutoReset(Chunked(stage.practice_env, planner.config.executed)), planner)  # type: ignore[arg-type]
     scale = jnp.float32(args.residual_scale)
     params = ResidualParams(stage.practice, planner.bundle, planner.base if planner.tuned_steps else (), scale)
     config = args.residual

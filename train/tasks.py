@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -26,7 +27,7 @@ from train import output
 from train.controller import act, load_part
 from train.rollouts import EVALUATION_STREAM, PlannerPlayer, Played, Theatre, evaluate, report
 from train.sampling import with_first_std
-from train.task_args import TaskFlags
+from train.task_args import TaskFlags, Watched
 
 
 class Stage(Protocol):
@@ -35,11 +36,12 @@ class Stage(Protocol):
     Attributes:
       env: the environment, one action per step.
       params: its parameters, under which planners are judged.
-      practice: those under which they learn.
+      practice_env, practice: those in and under which they learn.
     """
 
     env: Any
     params: Any
+    practice_env: Any
     practice: Any
 
     def judge(
@@ -56,6 +58,9 @@ class Stage(Protocol):
     ) -> dict[str, Any]:
         """As `judge`, for anything that acts as `rdp_jax.planner.Actor` does, with the first two arguments of its `act`."""
         ...
+
+
+COARSE_DT = 0.01  # physics step of learning: planners that were fine-tuned at 0.005 s succeed alike (docs/design.md)
 
 
 def set_up(args: TaskFlags, history: int, record: bool = False) -> Stage:
@@ -84,6 +89,7 @@ class HumanoidStage:
         self.name, self.record = args.task, record
         self.last: Played | None = None
         self.env = Hierarchy(make_task(args.task), act, HierarchyConfig(args.backend, args.physics_dt, history))
+        self.practice_env = self._practice_env(args)
         self.params = self._params(args)
         self.practice = self._practice(args)
         self._theatres: dict[Any, Theatre] = {}
@@ -99,6 +105,19 @@ class HumanoidStage:
         params = self.env.default_params(load_controller(args, self.env.control.scene))
         start = params.control.world.replace(scale=jnp.float32(args.start_range))
         return params.replace(control=params.control.replace(world=start))
+
+    def _practice_env(self, args: TaskFlags) -> Hierarchy:
+        """The environment in which it shall be learned: coarser steps of the C engine are as good for that, and fewer."""
+        if not isinstance(args, Watched):
+            return self.env
+        coarse = COARSE_DT if self.env.physics.name == "native" else self.env.config.physics_dt
+        config = dataclasses.replace(self.env.config, physics_dt=args.practice_dt or coarse)
+        if config == self.env.config:
+            return self.env
+        try:
+            return Hierarchy(self.env.task, act, config)
+        except ConfigError as error:
+            raise ConfigError("practice_dt", args.practice_dt, error.allowed) from error
 
     def _practice(self, args: TaskFlags) -> PlannerParams:
         """The parameters, with the starts and the goal on which it shall be learned."""
@@ -165,7 +184,7 @@ class GymStage:
         if history != 1:
             raise ConfigError("planner.history", history, f"1 for {args.task}")
         self.name, self.params, self.practice = args.task, (), ()
-        self.env = Locomotion(args.task, args.backend)
+        self.env = self.practice_env = Locomotion(args.task, args.backend)
         self._plays: dict[Any, Callable[..., Any]] = {}
 
     def judge(

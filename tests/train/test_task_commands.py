@@ -10,7 +10,7 @@ from train import cli
 from train.cli import main
 from train.finetune import run_finetune
 from train.refine import run_refine
-from train.task_args import FinetuneArgs, RefineArgs
+from train.task_args import EvalArgs, FinetuneArgs, RefineArgs
 from train.tasks import HumanoidStage
 
 BAD = (
@@ -42,6 +42,8 @@ BAD = (
     (["finetune", "--dppo.critic-sizes", "32", "32"], "--dppo.critic-sizes: got (32, 32), allowed: an odd number"),
     (["refine", "--task", "door", "--practice-radius", "0.05"], "--practice-radius: got 0.05, allowed: left out"),
     (["finetune", "--preset", "gym", "--practice-range", "2"], "--practice-range: got 2.0, allowed: left out"),
+    (["refine", "--practice-dt", "0.003"], "--practice-dt: got 0.003, allowed: 0.002"),
+    (["dsrl", "--preset", "gym", "--practice-dt", "0.01"], "--practice-dt: got 0.01, allowed: left out"),
     (["finetune", "--task", "transport", "--practice-radius", "0"], "--practice-radius: got 0.0, allowed: 0.01"),
     (["pretrain", "--data", "DATA", "--net", "mlp", "--planner.net.sizes", "8", "16", "8"], "--planner.net.sizes: got"),
 )
@@ -97,6 +99,19 @@ def test_stricter_goals_and_wider_starts_can_be_for_learning_only():
     assert all(bool((getattr(worlds[0], name) == getattr(worlds[1], name)).all()) for name in ("heading", "box_mass"))
     stage = HumanoidStage(RefineArgs(task="transport"))
     assert stage.practice is stage.params
+
+
+def test_physics_is_coarser_while_learning_unless_told():
+    def steps(args):
+        stage = HumanoidStage(args)
+        return stage.env.config.physics_dt, stage.practice_env.config.physics_dt
+
+    assert steps(RefineArgs(task="door")) == (0.005, 0.01)
+    assert steps(RefineArgs(task="door", practice_dt=0.005)) == (0.005, 0.005)
+    assert steps(RefineArgs(task="door", physics_dt=0.01)) == (0.01, 0.01)
+    # Boxes at such steps were judged on the C engine.
+    assert steps(RefineArgs(task="door", backend="mjx")) == (0.005, 0.005)
+    assert steps(EvalArgs(task="door")) == (0.005, 0.005)
 
 
 @pytest.mark.parametrize(("run", "args"), [(run_finetune, FinetuneArgs), (run_refine, RefineArgs)])
