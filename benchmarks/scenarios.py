@@ -266,7 +266,7 @@ SCENARIOS: dict[str, Scenario] = {
             "chunks": _count(4),
             "recorded": _count(64),
             "minibatches": _count(4, 4096),
-            "physics_dt": _physics_dt(0.01),
+            "physics_dt": _physics_dt(0.005),
             "seed": SEED,
         },
         repeats=3,

@@ -304,7 +304,7 @@ class Watched(Resumable):
     practice_dt: float | None = optional(
         0.002,
         0.01,
-        "physics step while learning (T1 tasks; left out: 0.01 if the backend is native, else as judged, --physics-dt)",
+        "physics step while learning (T1 tasks; left out: as judged, --physics-dt)",
         "s",
     )
 

@@ -60,9 +60,6 @@ class Stage(Protocol):
         ...
 
 
-COARSE_DT = 0.01  # physics step of learning: planners that were fine-tuned at 0.005 s succeed alike (docs/design.md)
-
-
 def set_up(args: TaskFlags, history: int, record: bool = False) -> Stage:
     """The stage of `args.task` for planners that see `history` frames; `record` for reports.  Raises `ConfigError`."""
     return GymStage(args, history) if args.task in SPECS else HumanoidStage(args, history, record)
@@ -107,13 +104,10 @@ class HumanoidStage:
         return params.replace(control=params.control.replace(world=start))
 
     def _practice_env(self, args: TaskFlags) -> Hierarchy:
-        """The environment in which it shall be learned: coarser steps of the C engine are as good for that, and fewer."""
-        if not isinstance(args, Watched):
+        """The environment in which it shall be learned, perhaps with other steps of physics."""
+        if not isinstance(args, Watched) or args.practice_dt in (None, self.env.config.physics_dt):
             return self.env
-        coarse = COARSE_DT if self.env.physics.name == "native" else self.env.config.physics_dt
-        config = dataclasses.replace(self.env.config, physics_dt=args.practice_dt or coarse)
-        if config == self.env.config:
-            return self.env
+        config = dataclasses.replace(self.env.config, physics_dt=args.practice_dt)
         try:
             return Hierarchy(self.env.task, act, config)
         except ConfigError as error:
