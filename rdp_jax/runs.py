@@ -7,6 +7,7 @@ import fcntl
 import functools
 import importlib.metadata
 import json
+import math
 import platform
 import signal
 import subprocess
@@ -182,9 +183,9 @@ class Run:
         return template if self.checkpoints.latest() is None else self.checkpoints.restore(template)
 
     def latest(self) -> dict[str, Any]:
-        """Metrics of the last iteration that was logged; none if there is none."""
-        rows = read_rows(self.out / "metrics.jsonl")
-        return {name: value for name, value in rows[-1].items() if name != "iteration"} if rows else {}
+        """Metrics of the last iteration that was logged, NaN for what was not finite; none if there is none."""
+        *_, row = ({}, *read_rows(self.out / "metrics.jsonl"))
+        return {name: math.nan if value is None else value for name, value in row.items() if name != "iteration"}
 
     def log(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Writes metrics to every sink."""

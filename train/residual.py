@@ -59,10 +59,8 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
         weights = (planner.bundle, (params.base, learned, scale))
         figures = stage.judge_actor(ResidualActor(final), weights, args.seed, args.trials)
         second = attempt.log.keep("after", figures)
-    more = {
-        "evaluations": {},
-        "kept_iteration": count,
-    }  # as of the other algorithms; a correction is not judged on the way
+    # As of the other algorithms; a correction is not judged on the way.
+    more = {"evaluations": {}, "kept_iteration": count}
     return attempt.end("finetune", config.num_envs, result, to_90, second, count * pace.steps, **more)
 
 

@@ -1,16 +1,19 @@
 """Bad input of the task commands: exit 2, the field, the value, what is allowed, and nothing written."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from envs.tasks.hierarchy import PlannerParams
-from rdp_jax.algos import dppo
+from envs.tasks.hierarchy import Hierarchy, PlannerParams
+from rdp_jax.algos import dppo, dsrl, ppo
 from rdp_jax.data import episodes as E
 from train import cli
 from train.cli import main
+from train.dsrl import run_dsrl
 from train.finetune import run_finetune
 from train.refine import run_refine
-from train.task_args import FinetuneArgs, RefineArgs
+from train.task_args import DSRLArgs, FinetuneArgs, RefineArgs
 from train.tasks import HumanoidStage
 
 BAD = (
@@ -112,18 +115,47 @@ def test_physics_may_be_coarser_while_learning():
     assert stage.practice_env is stage.env
 
 
-@pytest.mark.parametrize(("run", "args"), [(run_finetune, FinetuneArgs), (run_refine, RefineArgs)])
-def test_what_learns_practises(run, args, monkeypatch):
-    class Asked(Exception):
+@pytest.fixture
+def given(monkeypatch):
+    """What the learner of a command is begun with: `(run, args, learner's module) -> arguments of its init`."""
+
+    class Begun(Exception):
         pass
 
-    def init(*given):
-        raise Asked(next(x for x in given if isinstance(x, PlannerParams)))
+    def begin(*words):
+        raise Begun(*words)
 
-    monkeypatch.setattr(dppo, "init", init)
-    with pytest.raises(Asked) as asked:
-        run(args(task="transport", trials=0, practice_radius=0.05, practice_range=2.5).resolved())
-    world = asked.value.args[0].control.world
+    def of(run, args, learner):
+        monkeypatch.setattr(learner, "init", begin)
+        with pytest.raises(Begun) as begun:
+            run(dataclasses.replace(args, trials=0).resolved())
+        return begun.value.args
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("run", "args", "learner"),
+    [
+        (run_finetune, FinetuneArgs(), dppo),
+        (run_finetune, FinetuneArgs(algo="residual"), ppo),
+        (run_refine, RefineArgs(), dppo),
+        (run_dsrl, DSRLArgs(), dsrl),
+    ],
+)
+def test_what_learns_has_the_physics_of_practice(run, args, learner, given):
+    env = next(
+        x for x in given(run, dataclasses.replace(args, task="door", practice_dt=0.01), learner) if hasattr(x, "env")
+    )
+    while not isinstance(env, Hierarchy):
+        env = env.env
+    assert env.config.physics_dt == 0.01
+
+
+@pytest.mark.parametrize(("run", "args"), [(run_finetune, FinetuneArgs), (run_refine, RefineArgs)])
+def test_what_learns_practises(run, args, given):
+    asked = args(task="transport", practice_radius=0.05, practice_range=2.5)
+    world = next(x for x in given(run, asked, dppo) if isinstance(x, PlannerParams)).control.world
     assert (round(float(world.near), 6), float(world.scale)) == (0.05, 2.5)
 
 
