@@ -209,6 +209,9 @@ class ReproduceArgs(Common):
     minutes: float = ranged(25.0, 0.01, 1e5, "of each learning stage", "min")
     iterations: int = ranged(100, 1, 10**6, "of gym's fine-tuning; rows beyond it are left out")
     wide: float = ranged(3.0, 0.0, 10.0, "spread of the widest starts (ood)")
+    only: tuple[str, ...] = said(
+        (), "steps to run, by the names of their directories (--list), and what they start from"
+    )
     list: bool = said(False, "print the commands instead of running them")
 
     def check(self) -> None:

@@ -34,7 +34,10 @@ LEAST_MINUTES = 0.01  # that a learning command takes
 
 
 def steps_of(args: ReproduceArgs, seed: int) -> list[Step]:
-    """The recipe for one seed, on the backend asked for.  Raises `ConfigError` where the task has no such table."""
+    """The recipe for one seed, on the backend asked for, or of it what `args.only` names with all that this starts from.
+
+    Raises `ConfigError` where the task has no such table, or the table no such step.
+    """
     if args.num_envs is not None:
         raise ConfigError("num_envs", args.num_envs, "left out (every command of a table has its own number)")
     if (args.task in GYM_TASKS and args.name not in ON_GYM) or (args.name == "gym" and args.task not in GYM_TASKS):
@@ -42,7 +45,22 @@ def steps_of(args: ReproduceArgs, seed: int) -> list[Step]:
         raise ConfigError("task", args.task, allowed)
     settings = Settings(args.task, seed, args.trials, args.minutes, args.wide, args.preset, args.iterations)
     more = () if args.backend == "auto" else ("--backend", args.backend)
-    return [dataclasses.replace(step, words=(*step.words, *more)) for step in RECIPES[args.name](settings)]
+    steps = [dataclasses.replace(step, words=(*step.words, *more)) for step in RECIPES[args.name](settings)]
+    wanted = needed(steps, args.only) if args.only else {step.name for step in steps}
+    return [step for step in steps if step.name in wanted]
+
+
+def needed(steps: list[Step], names: tuple[str, ...]) -> set[str]:
+    """These names of steps and of all that they refer to, and so on.  Raises `ConfigError` for one that no step has."""
+    known = list(dict.fromkeys(step.name for step in steps))
+    for name in names:
+        if name not in known:
+            raise ConfigError("only", name, f"a step of the table: {' | '.join(known)}")
+    found = set(names)
+    for step in reversed(steps):  # a step refers to earlier ones
+        if step.name in found:
+            found |= {_parts(word)[0] for word in step.words if word.startswith("{")}
+    return found
 
 
 def command(step: Step, folder: Path) -> list[str]:
@@ -59,8 +77,14 @@ def place(name: str, folder: Path) -> Path:
 def _resolved(word: str, folder: Path) -> str:
     if not word.startswith("{"):
         return word
-    name, _, rest = word[1:].partition("}")
+    name, rest = _parts(word)
     return str(place(name, folder)) + rest
+
+
+def _parts(word: str) -> tuple[str, str]:
+    """Of `{NAME}rest`."""
+    name, _, rest = word[1:].partition("}")
+    return name, rest
 
 
 def look_up(metrics: dict[str, Any], path: str) -> Any:
@@ -178,10 +202,11 @@ def cell(values: list[float | None], trials: int, metric: str) -> dict[str, Any]
 
 
 def remember(args: ReproduceArgs, out: Path) -> None:
-    """Notes in the directory what its steps are made with; more seeds may follow.  Raises `ConfigError` where it holds steps that
-    were made with something else, or nobody knows with what.
+    """Notes in the directory what its steps are made with; more seeds and steps may follow.  Raises `ConfigError` where it holds
+    steps that were made with something else, or nobody knows with what.
     """
     asked = to_dict(dataclasses.replace(args, seeds=1, out=None, list=False, json=False))
+    del asked["only"]
     path = out / "table.json"
     if any(out.glob("*/*/summary.json")):
         if not path.is_file():

@@ -166,6 +166,29 @@ def test_a_table_is_made_of_steps_that_were_made_alike(tmp_path, monkeypatch):
         reproduce.run_reproduce(args)
 
 
+def test_some_steps_of_a_table_run_with_what_they_start_from_and_the_rest_may_follow(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def fake(step, folder):
+        out = reproduce.place(step.name, folder)
+        if not (out / "summary.json").exists():
+            ran.append(step.name)
+            out.mkdir(parents=True)
+            (out / "summary.json").write_text("{}")
+        return {"wall_s": 1.0, "env_steps": 1, "metrics": {"success_rate_after": 0.9}}
+
+    monkeypatch.setattr(reproduce, "run_step", fake)
+    monkeypatch.setattr(reproduce, "done", lambda folder: None)
+    args = ReproduceArgs(name="success", seeds=1, trials=10, out=tmp_path, only=("refine", "residual"))
+    table = reproduce.run_reproduce(args)["metrics"]["table"]
+    assert ran == ["demos", "start", "residual", "refine"]
+    assert table["DiT, residual"]["value"] == 0.9 and "LSTM, imitation" not in table
+    whole = reproduce.run_reproduce(dataclasses.replace(args, only=()))["metrics"]["table"]
+    assert len(ran) == len(set(ran)) == 17 and set(table) < set(whole)
+    assert cli.main(["reproduce", "success", "--only", "refine", "no-nois", "--list"]) == 2
+    assert "--only: got 'no-nois', allowed: a step of the table: expert |" in capsys.readouterr().err
+
+
 def test_a_step_cut_short_by_a_signal_is_not_done(tmp_path, monkeypatch):
     ran = []
 
