@@ -24,12 +24,11 @@ from benchmarks.gradient import GROUPS, share
 from benchmarks.standalone import run_command
 from rdp_jax import parallel
 from rdp_jax.algos import joint, ppo
-from rdp_jax.config import ConfigError, chosen, ranged
+from rdp_jax.config import ConfigError, ranged
 from rdp_jax.types import Transition
 from train import cli, output
-from train.args import input_file
+from train.args import input_file, t1_task
 from train.attempt import Attempt
-from train.names import T1_TASKS
 from train.refine import begin
 from train.task_args import RefineArgs, Sampling, TaskFlags
 from train.tasks import HumanoidStage
@@ -48,7 +47,7 @@ COMMAND = cli.Command(
 class ControllerGradientArgs(Sampling, TaskFlags):
     """How much of the gradient that joint learning would take for the controller is signal?"""
 
-    task: str = chosen("pickup", T1_TASKS, "task")
+    task: str = t1_task()
     planner: Path | None = input_file("planner file; left out: the shipped pre-trained one")
     controller_std: float = ranged(1.0, 0.01, 10.0, "share of its exploration std, as in rdp refine")
     recorded: int = ranged(64, GROUPS, 2**20, "environments whose ticks count")

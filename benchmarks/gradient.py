@@ -30,14 +30,13 @@ from envs.wrappers import AutoReset
 from rdp_jax import parallel
 from rdp_jax.algos import dppo
 from rdp_jax.algos.dppo import DPPOConfig
-from rdp_jax.config import ConfigError, chosen, ranged
+from rdp_jax.config import ConfigError, ranged
 from rdp_jax.diffusion.policy import Pairs
 from rdp_jax.gae import gae
 from rdp_jax.nets.denoiser import ResidualCritic
 from train import cli, output
-from train.args import input_file
+from train.args import input_file, t1_task
 from train.attempt import Attempt
-from train.names import T1_TASKS
 from train.task_args import Sampling, TaskFlags, task_dppo
 
 Array = jax.Array
@@ -51,7 +50,7 @@ COMMAND = cli.Command("benchmarks.gradient", "DPPO's gradient.", f"{__name__}:Gr
 class GradientArgs(Sampling, TaskFlags):
     """How much of the gradient that DPPO would take from a planner's rollouts is signal?"""
 
-    task: str = chosen("pickup", T1_TASKS, "task")
+    task: str = t1_task()
     planner: Path | None = input_file("planner file; left out: the shipped pre-trained one")
     dppo: DPPOConfig = dataclasses.field(default_factory=lambda: task_dppo("cpu"), metadata={"hidden": ("num_envs",)})
     rollouts: int = ranged(8, 1, 1000, "rollouts of an iteration's length")

@@ -35,10 +35,10 @@ from envs.tasks.catalog import make_expert
 from envs.tasks.command import HAND_HIGH, HAND_LOW, VELOCITY_HIGH, VELOCITY_LOW
 from envs.tasks.hierarchy import Hierarchy
 from envs.wrappers import AutoReset
-from rdp_jax.config import chosen, ranged
+from rdp_jax.config import ranged
 from rdp_jax.evaluate import first_episodes
 from train import cli, output
-from train.names import T1_TASKS
+from train.args import t1_task
 from train.rollouts import ExpertPlayer
 from train.task_args import TaskFlags
 from train.tasks import HumanoidStage
@@ -61,7 +61,7 @@ COMMAND = cli.Command("benchmarks.sanity", "Random plans.", f"{__name__}:SanityA
 class SanityArgs(TaskFlags):
     """Random plans on a T1 task: do energy, penetration and speeds stay within bounds, and do the backends agree?"""
 
-    task: str = chosen("pickup", T1_TASKS, "task")
+    task: str = t1_task()
     episodes: int = ranged(1000, 1, 10**7, "episodes of random plans")
     agreement: int = ranged(
         16, 0, 10**6, "episodes of the expert on each backend of this machine, whose intervals must overlap; 0: none"

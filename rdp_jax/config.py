@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +24,9 @@ def ranged(default: Any, lo: float | None, hi: float | None, help: str, unit: st
     return dataclasses.field(default=default, metadata={"lo": lo, "hi": hi, "help": help, "unit": unit})
 
 
-def chosen(default: str, choices: tuple[str, ...], help: str) -> Any:
-    """One of a few words."""
-    return dataclasses.field(default=default, metadata={"choices": choices, "help": help})
+def chosen(default: str, choices: tuple[str, ...], help: str, also: tuple[str, str] | None = None) -> Any:
+    """One of a few words, or `also` any that a pattern matches: the pattern, and what to call such a word."""
+    return dataclasses.field(default=default, metadata={"choices": choices, "also": also, "help": help})
 
 
 def _span(lo: float | None, hi: float | None, unit: str) -> str:
@@ -52,7 +53,9 @@ def validate(config: C, prefix: str = "") -> C:
         if dataclasses.is_dataclass(value):
             validate(value, name + ".")
         elif "choices" in meta and value not in meta["choices"]:
-            raise ConfigError(name, value, " | ".join(meta["choices"]))
+            pattern, form = meta.get("also") or (None, None)
+            if pattern is None or not isinstance(value, str) or not re.fullmatch(pattern, value):
+                raise ConfigError(name, value, " | ".join([*meta["choices"], *([form] if form else [])]))
         elif "lo" in meta:
             many = isinstance(field.default, tuple)
             if many and (not isinstance(value, (tuple, list)) or not value):

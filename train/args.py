@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.scenarios import SCENARIOS
 from rdp_jax.config import ConfigError, chosen, ranged
-from train.names import TASKS
+from train.names import OUTSIDE, T1_TASKS, TASKS
 from train.recipes import FRESH_STARTS, RECIPES
 
 BACKENDS = ("auto", "native", "mjx", "warp")
@@ -40,6 +40,16 @@ def word(choices: tuple[str, ...], help: str) -> Any:
 
 def _span(lo: float | None, hi: float | None, unit: str) -> str:
     return f"{'-inf' if lo is None else lo} .. {'inf' if hi is None else hi}" + (f" [{unit}]" if unit else "")
+
+
+def any_task(help: str = "task") -> Any:
+    """Any task, of the T1 or of Gymnasium."""
+    return chosen("pickup", TASKS, help, also=OUTSIDE)
+
+
+def t1_task() -> Any:
+    """A task of the T1."""
+    return chosen("pickup", T1_TASKS, "task", also=OUTSIDE)
 
 
 def input_file(help: str) -> Any:
@@ -202,7 +212,7 @@ class ReproduceArgs(Common):
     """
 
     name: str = word(tuple(RECIPES), "table")
-    task: str = chosen("pickup", TASKS, "task; a gym task for gym, either kind for dsrl")
+    task: str = any_task("task; a gym task for gym, either kind for dsrl")
     preset: str = chosen("cpu", ("cpu", "gpu"), "of the commands that learn")
     seeds: int = ranged(3, 1, 1000, "seeds, from --seed on")
     trials: int = ranged(256, 1, 10**7, "episodes per evaluation")

@@ -176,8 +176,10 @@ def _load(spec: str) -> Any:
 # --- flags from configs ------------------------------------------------------------------------------------------------
 
 
-def _metavar(hint: Any) -> str | None:
-    """`INT` rather than `{None}|INT` for what may be left out; `None` for tyro's own choice."""
+def _metavar(hint: Any, meta: typing.Mapping[str, Any]) -> str | None:
+    """`INT` rather than `{None}|INT` for what may be left out, the words of which some are open; `None` for tyro's own choice."""
+    if meta.get("also"):
+        return "{" + ",".join([*meta["choices"], meta["also"][1]]) + "}"
     kinds = typing.get_args(hint)
     return {int: "INT", float: "FLOAT", Path: "PATH"}.get(kinds[0]) if type(None) in kinds else None
 
@@ -221,7 +223,7 @@ def _flag_type(cls: type, hidden: Sequence[str] = ()) -> type:
         if dataclasses.is_dataclass(hint):
             below = [name.removeprefix(f"{field.name}.") for name in hidden if name.startswith(f"{field.name}.")]
             hint = nested = _flag_type(hints[field.name], (*meta.get("hidden", ()), *below))
-        elif "choices" in meta:
+        elif "choices" in meta and not meta.get("also"):
             hint = Literal[tuple(meta["choices"])]
         elif meta.get("appended"):
             many: Any = tuple
@@ -229,7 +231,7 @@ def _flag_type(cls: type, hidden: Sequence[str] = ()) -> type:
         marks = [
             tyro.conf.arg(
                 help=_help(meta) or None,
-                metavar=_metavar(hint),
+                metavar=_metavar(hint, meta),
                 aliases=[f"--{name}" for name in meta.get("aliases", ())] or None,
             ),
             *([tyro.conf.Positional] if is_word else []),

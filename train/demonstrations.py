@@ -49,7 +49,7 @@ def from_played(
     won = played.success[index]
     reward = [win * np.eye(1, n, n - 1, dtype=np.float32)[0] for n, win in zip(steps, won)]
     metadata = {
-        "task": env.task.name,
+        "task": recipe.get("task", env.task.name),
         "recipe": dict(recipe),
         "observations": list(env.frame_layout.items()),
         "actions": list(ACTION_LAYOUT.items()),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from envs.tasks.catalog import EXPERTS, make_expert
+from envs.tasks.catalog import make_expert
 from rdp_jax.config import ConfigError
 from rdp_jax.planner import Actor
 from train import output
 from train.actors import find_actor
+from train.names import of_t1
 from train.rollouts import ExpertPlayer
 from train.sampling import exploring, with_first_std
 from train.task_args import EvalArgs
@@ -21,7 +22,7 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
     start = time.monotonic()
     stage: Any
     if args.which == "expert" and args.run is None:
-        if args.task not in EXPERTS:
+        if not of_t1(args.task):
             raise ConfigError("which", args.which, f"pretrained | finetuned ({args.task} has no heuristic expert)")
         stage = HumanoidStage(args)
         player = ExpertPlayer(make_expert(args.task, stage.env))

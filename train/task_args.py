@@ -15,15 +15,15 @@ from rdp_jax.config import ConfigError, chosen, ranged
 from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import PlannerConfig
-from train.args import BACKENDS, Common, Resumable, input_file, optional, planner_place, said
-from train.names import T1_TASKS, TASKS
+from train.args import BACKENDS, Common, Resumable, any_task, input_file, optional, planner_place, said, t1_task
+from train.names import T1_TASKS, of_t1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskFlags(Common):
     """Flags of every command that plays a task."""
 
-    task: str = chosen("pickup", TASKS, "task")
+    task: str = any_task()
     start_range: float = ranged(1.0, 0.0, 10.0, "spread of the starts; 1 is nominal, more is out of distribution")
     physics_dt: float = ranged(0.005, 0.002, 0.01, "physics step; a divisor of the 0.02 s control step", "s")
     legs: Path | None = input_file("weights of the leg policy (.safetensors); left out: the shipped ones")
@@ -31,7 +31,7 @@ class TaskFlags(Common):
 
     def check(self) -> None:
         super().check()
-        if self.task not in T1_TASKS:
+        if not of_t1(self.task):
             for name in ("start_range", "physics_dt", "legs", "hands"):
                 value = getattr(self, name)
                 if value != TaskFlags.__dataclass_fields__[name].default:
@@ -131,7 +131,7 @@ class TeleopArgs(DemonstrationFlags):
     button, or by Ctrl-C; each episode is on disk as soon as it is kept.
     """
 
-    task: str = chosen("pickup", T1_TASKS, "task")
+    task: str = t1_task()
     episodes: int = ranged(10, 1, 10**7, "episodes to keep; with --resume in all")
     port: int = ranged(0, 0, 65535, "port of the page on 127.0.0.1; 0 for any free one")
     keep_all: bool = said(
@@ -311,7 +311,7 @@ class Watched(Resumable):
     def check(self) -> None:
         super().check()
         task: str = getattr(self, "task", "")
-        if self.practice_dt is not None and task not in T1_TASKS:
+        if self.practice_dt is not None and not of_t1(task):
             raise ConfigError("practice_dt", self.practice_dt, f"left out ({task} is not a task of the T1)")
         if self.keep == "best" and not (self.eval_every and self.trials):
             raise ConfigError("keep", self.keep, "last, or with --eval-every and --trials above 0")
@@ -342,7 +342,7 @@ class LearnedSampling(Sampling, Watched):
     def check(self) -> None:
         super().check()
         task: str = getattr(self, "task", "")
-        if self.practice_range is not None and task not in T1_TASKS:
+        if self.practice_range is not None and not of_t1(task):
             raise ConfigError("practice_range", self.practice_range, f"left out ({task} has no such starts)")
         if self.practice_radius is not None and task != "transport":
             raise ConfigError("practice_radius", self.practice_radius, f"left out ({task} has no such radius)")
@@ -411,7 +411,7 @@ class FinetuneArgs(LearnedSampling, TaskFlags):
 class RefineArgs(LearnedSampling, TaskFlags):
     """Fine-tune planner and controller together (REFINE-DP)."""
 
-    task: str = chosen("pickup", T1_TASKS, "task")
+    task: str = t1_task()
     preset: str = chosen("cpu", ("cpu", "gpu"), "defaults of all other flags")
     planner: Path | None = starting_planner()
     iterations: int | None = optional(1, 10**7, "iterations of either kind; left out: those of the schedule")
@@ -568,7 +568,7 @@ class PlayArgs(PlayerFlags):
     Without `--out` a new directory under `runs` is made.
     """
 
-    task: str = chosen("pickup", T1_TASKS, "task")
+    task: str = t1_task()
     trials: int = ranged(32, 1, 256, "episodes played")
     episodes: int = ranged(4, 1, 64, "episodes shown")
     show: str = chosen("mixed", ("mixed", "won", "lost"), "which of them")

@@ -100,7 +100,10 @@ class HumanoidStage:
     def _params(self, args: TaskFlags) -> PlannerParams:
         """Shipped or given controller, starts of the given range."""
         params = self.env.default_params(load_controller(args, self.env.control.scene))
-        start = params.control.world.replace(scale=jnp.float32(args.start_range))
+        world = params.control.world
+        if not hasattr(world, "scale"):
+            raise ConfigError("task", args.task, "a task of which default_params() has a `scale`")
+        start = world.replace(scale=jnp.float32(args.start_range))
         return params.replace(control=params.control.replace(world=start))
 
     def _practice_env(self, args: TaskFlags) -> Hierarchy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -65,11 +65,17 @@ class Task(Protocol):
         """Resolves names, once, from the compiled model."""
         ...
 
-    def default_params(self) -> Any: ...
+    def default_params(self) -> Any:
+        """A pytree with at least the `scale` of `envs.tasks.start.Start`."""
+        ...
 
-    def arrange(self, key: Array, qpos: Array, params: Any) -> Array: ...
+    def arrange(self, key: Array, qpos: Array, params: Any) -> Array:
+        """Puts robot and objects where the episode starts."""
+        ...
 
-    def vary(self, key: Array, model: ModelParams, params: Any) -> ModelParams: ...
+    def vary(self, key: Array, model: ModelParams, params: Any) -> ModelParams:
+        """The episode's masses and friction."""
+        ...
 
     def start(self, view: View, params: Any = None) -> Any:
         """Task state at the start; `params` left out: the default ones."""
@@ -104,3 +110,35 @@ class Task(Protocol):
     def stage(self, world: Any, view: View) -> Array:
         """`()` int32 index into `stages` of what has been achieved so far."""
         ...
+
+
+class TaskDefaults:
+    """Members of `Task` as many tasks have them: nothing happens but physics, nothing is held, only a fall is beyond recovery."""
+
+    neq = 0
+    privileged_layout: ClassVar[dict[str, int]] = {}
+
+    def tick(self, world: Any, view: View) -> tuple[Any, Array | None]:
+        """Nothing happens between planner steps."""
+        del view
+        return world, None
+
+    def advance(self, world: Any, view: View) -> Any:
+        """Nothing is counted."""
+        del view
+        return world
+
+    def privileged(self, world: Any, view: View) -> Array:
+        """The critic sees what the planner sees."""
+        del world, view
+        return jnp.zeros(0)
+
+    def failure(self, world: Any, view: View) -> Array:
+        """Nothing but a fall is beyond recovery."""
+        del world, view
+        return jnp.array(False)
+
+    def grasped(self, view: View) -> Array:
+        """Nothing is held with both hands."""
+        del view
+        return jnp.array(False)

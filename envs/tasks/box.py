@@ -13,7 +13,7 @@ from flax import struct
 from envs.physics.base import ModelParams
 from envs.t1 import gait, rotations
 from envs.t1.model import Platform, Scene
-from envs.tasks.base import View
+from envs.tasks.base import TaskDefaults, View
 from envs.tasks.start import Start, place_robot
 
 Array = jax.Array
@@ -38,19 +38,16 @@ class BoxStart(Start):
 
 def nominal_start() -> BoxStart:
     """The starts on which everything is judged unless said otherwise; distances are to where the robot grasps."""
-    return BoxStart(
-        scale=jnp.float32(1.0),
-        distance=jnp.array([0.3, 0.8]),
-        angle=jnp.float32(0.4),
-        heading=jnp.float32(0.3),
-        friction=jnp.array([0.8, 1.2]),
+    return BoxStart.nominal(
+        0.3,
+        0.8,
         box_xy=jnp.float32(0.015),
         box_yaw=jnp.float32(0.15),
         box_mass=jnp.array([0.5, 2.0]),
     )
 
 
-class BoxTask:
+class BoxTask(TaskDefaults):
     """The part of `envs.tasks.base.Task` that is about the box; the table's near edge lies along x = 0, the box near it.
 
     Args:
@@ -58,8 +55,6 @@ class BoxTask:
       platforms: of the scene.
       top: height of the table, above the floor [m].
     """
-
-    neq = 0
 
     def __init__(self, name: str, platforms: tuple[Platform, ...] = (), top: float = TABLE_HEIGHT) -> None:
         self.scene = Scene(name, platforms)
@@ -106,11 +101,6 @@ class BoxTask:
         return model.replace(
             body_mass=model.body_mass.at[self.body].set(mass / self.mass), friction=model.friction * friction
         )
-
-    def tick(self, world: Any, view: View) -> tuple[Any, None]:
-        """Nothing happens between planner steps."""
-        del view
-        return world, None
 
     def box_pose(self, view: View) -> Array:
         """`(7,)` world pose of the box."""

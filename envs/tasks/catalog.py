@@ -1,8 +1,10 @@
-"""Tasks and their experts by name; nothing is imported until it is asked for."""
+"""Tasks and their experts by name, ours and those of others; nothing is imported until it is asked for."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Any
 
 from envs.tasks.base import Task
@@ -22,18 +24,41 @@ EXPERTS: dict[str, str] = {
 }
 
 
-def _load(table: dict[str, str], name: str) -> Any:
-    if name not in table:
-        raise ConfigError("task", name, " | ".join(table))
-    module, _, attribute = table[name].partition(":")
+def _load(place: str) -> Any:
+    module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def make_task(name: str) -> Task:
-    """The task of that name.  Raises `ConfigError` naming the known ones."""
-    return _load(TASKS, name)()
+    """The task of that name, or the class `MODULE:CLASS` of somebody else's, in what is installed or in the working directory.
+
+    Raises `ConfigError` naming the known ones, or what such a class lacks.
+    """
+    if name in TASKS:
+        return _load(TASKS[name])()
+    if ":" not in name:
+        raise ConfigError("task", name, " | ".join([*TASKS, "MODULE:CLASS"]))
+    if os.getcwd() not in sys.path:  # an installed script has its own directory there, and not this one
+        sys.path.append(os.getcwd())
+    try:
+        cls = _load(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError("task", name, f"a class that can be imported from {os.getcwd()} ({error})") from error
+    except AttributeError as error:
+        raise ConfigError("task", name, f"a class of its module ({error})") from error
+    task: Task = cls()
+    wanted = [*Task.__annotations__, *(member for member in vars(Task) if not member.startswith("_"))]
+    missing = [member for member in wanted if not hasattr(task, member)]
+    if missing:
+        raise ConfigError("task", name, f"a class with all that envs.tasks.base.Task has; no {', '.join(missing)}")
+    return task
 
 
 def make_expert(name: str, env: Any) -> Any:
-    """The heuristic expert of that task, for the `Hierarchy` environment `env`."""
-    return _load(EXPERTS, name)(env)
+    """The heuristic expert of that task, for the `Hierarchy` environment `env`; of somebody else's task, what its `expert` makes
+    of the environment.  Raises `ConfigError` where there is none."""
+    if name in EXPERTS:
+        return _load(EXPERTS[name])(env)
+    if not hasattr(env.task, "expert"):
+        raise ConfigError("task", name, f"{' | '.join(EXPERTS)}, or a class with a method `expert`")
+    return env.task.expert(env)

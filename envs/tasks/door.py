@@ -12,7 +12,7 @@ from flax import struct
 
 from envs.physics.base import ModelParams
 from envs.t1.model import SIDES, Scene, build_spec
-from envs.tasks.base import View
+from envs.tasks.base import TaskDefaults, View
 from envs.tasks.objects import touch_robot
 from envs.tasks.start import Start, place_robot
 
@@ -38,7 +38,7 @@ class DoorWorld:
     worked: Array
 
 
-class Door:
+class Door(TaskDefaults):
     """See `envs.tasks.base.Task`.  The frame lies in the plane x = 0; the door opens towards +x, away from the robot.
 
     The latch is an equality constraint that holds the door shut, switched once per controller tick with memory: it lets go when
@@ -151,13 +151,7 @@ class Door:
 
     def default_params(self) -> Start:
         """Nominal starts; distances are to where the robot works the lever."""
-        return Start(
-            scale=jnp.float32(1.0),
-            distance=jnp.array([0.2, 0.9]),
-            angle=jnp.float32(0.4),
-            heading=jnp.float32(0.3),
-            friction=jnp.array([0.8, 1.2]),
-        )
+        return Start.nominal(0.2, 0.9)
 
     def arrange(self, key: Array, qpos: Array, params: Start) -> Array:
         """Door shut, robot in front of it."""
@@ -187,11 +181,6 @@ class Door:
         latched = ~pressed & (world.latched | (door < SHUT))
         world = world.replace(latched=latched, worked=world.worked | pressed)
         return world, latched.astype(jnp.float32)[None]
-
-    def advance(self, world: DoorWorld, view: View) -> DoorWorld:
-        """Nothing besides."""
-        del view
-        return world
 
     def lever(self, view: View) -> Array:
         """`(3,)` where a hand presses, world."""
@@ -224,16 +213,6 @@ class Door:
         """The whole robot is past the frame, between where the posts are, by way of the lever."""
         inside = jnp.abs(view.physics.qpos[1]) < 2.0 * HALF_WIDTH
         return world.worked & inside & (self.rear(view) > 0.5 * THICK + PAST)
-
-    def failure(self, world: DoorWorld, view: View) -> Array:
-        """Nothing but a fall is beyond recovery."""
-        del world, view
-        return jnp.array(False)
-
-    def grasped(self, view: View) -> Array:
-        """Nothing here is held with both hands."""
-        del view
-        return jnp.array(False)
 
     def stage(self, world: DoorWorld, view: View) -> Array:
         """As `stages`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -27,6 +29,18 @@ class Start:
     angle: Array
     heading: Array
     friction: Array
+
+    @classmethod
+    def nominal(cls, nearest: float, farthest: float, **more: Any) -> Self:
+        """Starts of the usual spread at such distances [m]; `more`: what a subclass has besides."""
+        return cls(
+            scale=jnp.float32(1.0),
+            distance=jnp.array([nearest, farthest]),
+            angle=jnp.float32(0.4),
+            heading=jnp.float32(0.3),
+            friction=jnp.array([0.8, 1.2]),
+            **more,
+        )
 
 
 def place_robot(key: Array, qpos: Array, params: Start, middle: Array) -> Array:
