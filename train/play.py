@@ -1,12 +1,14 @@
-"""`rdp play`: episodes of a planner or of the expert as a 3-D page, and as a video where this machine can draw."""
+"""`rdp play`: episodes of a planner or of the expert as a 3-D page, as a video, and one of them as a picture."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import mujoco
 import numpy as np
+from matplotlib.image import imsave
 
 from envs.tasks.catalog import make_expert
 from rdp_jax.planner import Planner
@@ -14,11 +16,12 @@ from rdp_jax.runs import free_directory
 from train import output
 from train.actors import find_actor
 from train.learning_report import replay_of
+from train.rays import Camera, sheet
 from train.report import Report
 from train.rollouts import ExpertPlayer, Played
 from train.task_args import PlayArgs
 from train.tasks import HumanoidStage, check_fits, find_planner
-from train.video import Video, write_video
+from train.video import Video, tracked, write_video
 
 FPS = 30.0
 
@@ -49,6 +52,7 @@ def run_play(args: PlayArgs) -> dict[str, Any]:
     for i in shown:
         page.add_replay(f"Start number {int(played.seed[i])}", replay_of(stage.env, played, i))
     page.write(out / "replay.html")
+    picture = photograph(stage, played, shown[0], out) if shown else None
     video = film(stage, played, shown, out)
     record = output.summary(
         "play",
@@ -61,6 +65,7 @@ def run_play(args: PlayArgs) -> dict[str, Any]:
             "success_rate": figures["success_rate"],
             "shown": [int(played.seed[i]) for i in shown],
             "report": str(out / "replay.html"),
+            "picture": str(picture) if picture else None,
             "video": str(video.path) if video else None,
             "no_video_because": video.reason or None,
         },
@@ -91,6 +96,24 @@ def film(stage: HumanoidStage, played: Played, shown: list[int], out: Any) -> Vi
     model, dt = stage.env.control.model, stage.env.spec.control_dt
     parts = [between(model, played.qpos[: int(played.steps[i]), i], 1.0 / dt, FPS) for i in shown]
     return write_video(out / "play.mp4", model, np.concatenate(parts), FPS, max_fps=FPS)
+
+
+MOMENTS, COLUMNS, SIZE = 6, 3, (400, 300)  # of the picture
+BESIDE = 50.0  # azimuth of its camera: behind the robot, on its right [degrees]
+
+
+def photograph(stage: HumanoidStage, played: Played, episode: int, out: Path) -> Path:
+    """Moments of an episode at equal distances, its first and its last among them."""
+    assert played.qpos is not None
+    model = stage.env.control.model
+    when = np.linspace(0, int(played.steps[episode]) - 1, MOMENTS).round().astype(int)
+
+    def camera(middle: np.ndarray) -> Camera:
+        return Camera(middle, azimuth=BESIDE)
+
+    found = sheet(model, played.qpos[when, episode], tracked(model), camera, SIZE, COLUMNS)
+    imsave(out / "play.png", found)
+    return out / "play.png"
 
 
 def between(model: mujoco.MjModel, qpos: np.ndarray, fps: float, wanted: float) -> np.ndarray:

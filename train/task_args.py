@@ -563,7 +563,7 @@ class DemoArgs(Common):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlayArgs(PlayerFlags):
-    """Episodes of a planner or of the expert, as a 3-D page and (where this machine can draw) a video.
+    """Episodes of a planner or of the expert, as a 3-D page, a video, and one of them as a picture.
 
     Without `--out` a new directory under `runs` is made.
     """

@@ -1,4 +1,4 @@
-"""A trajectory as an MP4, where this machine can draw: MuJoCo's renderer, off screen, on EGL or OSMesa.
+"""A trajectory as an MP4: MuJoCo's renderer, off screen, on EGL or OSMesa; without OpenGL ray by ray, smaller, fewer frames.
 
 Drawing happens in a process of its own, one per way of drawing tried: the way is fixed by an environment variable before
 MuJoCo is loaded, and a failed start of OpenGL may end the process. Where none works the result says why.
@@ -6,19 +6,23 @@ MuJoCo is loaded, and a failed start of OpenGL may end the process. Where none w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import mujoco
 import numpy as np
 
-BACKENDS = ("egl", "osmesa")
+RAYS = "rays"
+BACKENDS = ("egl", "osmesa", RAYS)
+RAYS_FPS, RAYS_HEIGHT = 10.0, 240  # at most: a frame of 320 x 240 takes a tenth of a second and more
 TRACK_NAMES = ("Trunk", "trunk", "torso", "pelvis")
 
 
@@ -48,24 +52,28 @@ def write_video(
 ) -> Video:
     """Draws `qpos` (T, nq) at `fps` as a video of `size` (width, height; even) with the camera on body `track`.
 
-    Frames are thinned by a whole number to at most about `max_fps`. An existing file is replaced, and only by a whole video.
+    Frames are thinned by a whole number to at most about `max_fps` (ray by ray: `RAYS_FPS`, of `RAYS_HEIGHT`).
+    An existing file is replaced, and only by a whole video.
     """
     qpos = np.asarray(qpos, np.float64)
     if qpos.ndim != 2 or len(qpos) == 0 or qpos.shape[1] != model.nq:
         raise ValueError(f"qpos must be (T, {model.nq}) with T > 0, not {qpos.shape}")
     if any(s <= 0 or s % 2 for s in size):
         raise ValueError(f"size must be two even numbers, not {size}")
-    _track_body(model, track)
+    tracked(model, track)
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    stride = max(1, round(fps / max_fps))
     reasons = []
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         job = Path(folder)
         mujoco.mj_saveModel(model, str(job / "model.mjb"))
-        np.save(job / "qpos.npy", qpos[::stride])
-        (job / "job.json").write_text(json.dumps({"fps": fps / stride, "size": list(size), "track": track}))
         for backend in backends:
+            stride = max(1, round(fps / (min(max_fps, RAYS_FPS) if backend == RAYS else max_fps)))
+            shrink = min(1.0, RAYS_HEIGHT / size[1]) if backend == RAYS else 1.0
+            even = [max(2, 2 * round(shrink * side / 2)) for side in size]
+            np.save(job / "qpos.npy", qpos[::stride])
+            what = {"fps": fps / stride, "size": even, "track": track, "backend": backend}
+            (job / "job.json").write_text(json.dumps(what))
             reason = _draw_apart(job, backend, timeout_s)
             if not reason:
                 os.replace(job / "video.mp4", path)
@@ -76,7 +84,7 @@ def write_video(
 
 def _draw_apart(job: Path, backend: str, timeout_s: float) -> str:
     """Runs `_draw` in another process; empty, or why there is no video."""
-    env = dict(os.environ, MUJOCO_GL=backend, PYOPENGL_PLATFORM=backend)
+    env = dict(os.environ, MUJOCO_GL="disabled" if backend == RAYS else backend, PYOPENGL_PLATFORM=backend)
     command = [sys.executable, "-P", str(Path(__file__).resolve()), str(job)]
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
@@ -90,7 +98,8 @@ def _draw_apart(job: Path, backend: str, timeout_s: float) -> str:
     return (error.group() if error else last[0])[:300]
 
 
-def _track_body(model: mujoco.MjModel, name: str | None) -> int:
+def tracked(model: mujoco.MjModel, name: str | None = None) -> int:
+    """The body that a camera follows: that of this name, or the trunk.  Raises `ValueError` if there is none of the name."""
     names = [model.body(i).name for i in range(model.nbody)]
     for candidate in (name,) if name is not None else TRACK_NAMES:
         if candidate in names:
@@ -115,31 +124,55 @@ def _draw(job: Path) -> None:
 
     what = json.loads((job / "job.json").read_text())
     model, qpos = mujoco.MjModel.from_binary_path(str(job / "model.mjb")), np.load(job / "qpos.npy")
-    width, height = what["size"]
+    size, body, data = tuple(what["size"]), tracked(model, what["track"]), mujoco.MjData(model)
+    part = str(job / "part.mp4")
+    writer = imageio_ffmpeg.write_frames(
+        part, size, fps=what["fps"], codec="libx264", quality=7, macro_block_size=2, ffmpeg_log_level="error"
+    )
+    with (_with_rays if what["backend"] == RAYS else _with_opengl)(model, size, body) as draw:
+        writer.send(None)
+        for q in qpos:
+            data.qpos[:] = q
+            mujoco.mj_forward(model, data)
+            writer.send(np.ascontiguousarray(draw(data)))
+    writer.close()
+    os.replace(part, job / "video.mp4")
+
+
+DISTANCE, AZIMUTH, ELEVATION = 2.8, 135.0, -14.0  # of the camera from the tracked body [m, degrees]
+Draw = Callable[[mujoco.MjData], np.ndarray]
+
+
+@contextlib.contextmanager
+def _with_opengl(model: mujoco.MjModel, size: tuple[int, int], body: int) -> Iterator[Draw]:
+    """Draws with MuJoCo's renderer."""
+    width, height = size
     model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
     model.vis.global_.offheight = max(height, model.vis.global_.offheight)
     if model.nlight == 0:  # a model that was not lit to be looked at
         model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = 0.35, 0.65
     floor = not (model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE).any()
-    data, camera = mujoco.MjData(model), mujoco.MjvCamera()
-    camera.type = mujoco.mjtCamera.mjCAMERA_TRACKING
-    camera.trackbodyid = _track_body(model, what["track"])
-    camera.distance, camera.azimuth, camera.elevation = 2.8, 135.0, -14.0
-    part = str(job / "part.mp4")
-    writer = imageio_ffmpeg.write_frames(
-        part, (width, height), fps=what["fps"], codec="libx264", quality=7, macro_block_size=2, ffmpeg_log_level="error"
-    )
+    camera = mujoco.MjvCamera()
+    camera.type, camera.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, body
+    camera.distance, camera.azimuth, camera.elevation = DISTANCE, AZIMUTH, ELEVATION
     with mujoco.Renderer(model, height, width) as renderer:
-        writer.send(None)
-        for q in qpos:
-            data.qpos[:] = q
-            mujoco.mj_forward(model, data)
+
+        def draw(data: mujoco.MjData) -> np.ndarray:
             renderer.update_scene(data, camera)
             if floor:
                 _add_floor(renderer.scene)
-            writer.send(np.ascontiguousarray(renderer.render()))
-    writer.close()
-    os.replace(part, job / "video.mp4")
+            return renderer.render()
+
+        yield draw
+
+
+@contextlib.contextmanager
+def _with_rays(model: mujoco.MjModel, size: tuple[int, int], body: int) -> Iterator[Draw]:
+    """Draws without OpenGL."""
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # this file may have been run as a script
+    from train.rays import Camera, picture
+
+    yield lambda data: picture(model, data, Camera(data.subtree_com[body], DISTANCE, AZIMUTH, ELEVATION), size)
 
 
 if __name__ == "__main__":

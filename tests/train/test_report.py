@@ -13,7 +13,7 @@ import pytest
 
 from train.replay import Caption, Marker, Replay, body_poses, decode
 from train.report import ASSETS, EXTERNAL, SCRIPTS, Metric, Report, format_number
-from train.video import write_video
+from train.video import BACKENDS, RAYS, write_video
 
 ROBOT = """
 <mujoco>
@@ -310,10 +310,10 @@ def test_video_names_its_reason(model, tmp_path):
         write_video(tmp_path / "v.mp4", model, walk(model, 3), 25.0, (63, 48))
 
 
-def test_video_is_written_where_it_can_be(model, tmp_path):
-    video = write_video(tmp_path / "v.mp4", model, walk(model, 5), 25.0, (64, 48), timeout_s=60.0)
-    if not video:
-        pytest.skip(f"no OpenGL here: {video.reason}")
+@pytest.mark.parametrize("backends", [BACKENDS, (RAYS,)])
+def test_video_is_written_with_opengl_and_without(backends, model, tmp_path):
+    video = write_video(tmp_path / "v.mp4", model, walk(model, 5), 25.0, (64, 48), timeout_s=60.0, backends=backends)
+    assert video.backend in backends, video.reason  # rays need nothing of the machine
     assert video.path.stat().st_size > 500
     assert [p.name for p in tmp_path.iterdir()] == ["v.mp4"]
 
