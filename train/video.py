@@ -122,6 +122,7 @@ def _draw(job: Path) -> None:
     """Draws the job in this process; called with MUJOCO_GL set."""
     import imageio_ffmpeg
 
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # this file is run as a script
     what = json.loads((job / "job.json").read_text())
     model, qpos = mujoco.MjModel.from_binary_path(str(job / "model.mjb")), np.load(job / "qpos.npy")
     size, body, data = tuple(what["size"]), tracked(model, what["track"]), mujoco.MjData(model)
@@ -139,13 +140,14 @@ def _draw(job: Path) -> None:
     os.replace(part, job / "video.mp4")
 
 
-DISTANCE, AZIMUTH, ELEVATION = 2.8, 135.0, -14.0  # of the camera from the tracked body [m, degrees]
 Draw = Callable[[mujoco.MjData], np.ndarray]
 
 
 @contextlib.contextmanager
 def _with_opengl(model: mujoco.MjModel, size: tuple[int, int], body: int) -> Iterator[Draw]:
-    """Draws with MuJoCo's renderer."""
+    """Draws with MuJoCo's renderer, from where rays would be cast."""
+    from train.rays import Camera
+
     width, height = size
     model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
     model.vis.global_.offheight = max(height, model.vis.global_.offheight)
@@ -154,7 +156,7 @@ def _with_opengl(model: mujoco.MjModel, size: tuple[int, int], body: int) -> Ite
     floor = not (model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE).any()
     camera = mujoco.MjvCamera()
     camera.type, camera.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, body
-    camera.distance, camera.azimuth, camera.elevation = DISTANCE, AZIMUTH, ELEVATION
+    camera.distance, camera.azimuth, camera.elevation = Camera.distance, Camera.azimuth, Camera.elevation
     with mujoco.Renderer(model, height, width) as renderer:
 
         def draw(data: mujoco.MjData) -> np.ndarray:
@@ -169,10 +171,9 @@ def _with_opengl(model: mujoco.MjModel, size: tuple[int, int], body: int) -> Ite
 @contextlib.contextmanager
 def _with_rays(model: mujoco.MjModel, size: tuple[int, int], body: int) -> Iterator[Draw]:
     """Draws without OpenGL."""
-    sys.path.append(str(Path(__file__).resolve().parents[1]))  # this file may have been run as a script
     from train.rays import Camera, picture
 
-    yield lambda data: picture(model, data, Camera(data.subtree_com[body], DISTANCE, AZIMUTH, ELEVATION), size)
+    yield lambda data: picture(model, data, Camera(data.subtree_com[body]), size)
 
 
 if __name__ == "__main__":

@@ -40,13 +40,14 @@ def make_task(name: str) -> Task:
         raise ConfigError("task", name, " | ".join([*TASKS, "MODULE:CLASS"]))
     if os.getcwd() not in sys.path:  # an installed script has its own directory there, and not this one
         sys.path.append(os.getcwd())
+    module, _, attribute = name.partition(":")
     try:
-        cls = _load(name)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError("task", name, f"a class that can be imported from {os.getcwd()} ({error})") from error
-    except AttributeError as error:
-        raise ConfigError("task", name, f"a class of its module ({error})") from error
-    task: Task = cls()
+    if not hasattr(found, attribute):
+        raise ConfigError("task", name, f"a class of the module {module!r}")
+    task: Task = getattr(found, attribute)()
     wanted = [*Task.__annotations__, *(member for member in vars(Task) if not member.startswith("_"))]
     missing = [member for member in wanted if not hasattr(task, member)]
     if missing:

@@ -64,7 +64,7 @@ def test_its_world_is_one_for_both_engines():
     ("name", "told"),
     [
         ("nowhere:Button", "No module named 'nowhere'"),
-        ("button:Knob", "has no attribute 'Knob'"),
+        ("button:Knob", "a class of the module 'button'"),
         ("json:JSONDecoder", "no name, seconds, scene"),
         ("button", "MODULE:CLASS"),
     ],
