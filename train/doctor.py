@@ -18,6 +18,7 @@ import numpy as np
 from envs.physics import BACKENDS, available, make_physics
 from train.args import DoctorArgs
 from train.output import machine, summary
+from train.rays import Camera, picture
 
 GRAVITY, DT, HEIGHT, STEPS = 10.0, 0.01, 1.0, 10
 ONE_BODY = f"""
@@ -89,8 +90,19 @@ def _matmul(seed: int) -> dict[str, Any]:
     }
 
 
+def _rays() -> dict[str, Any]:
+    """Whether a ball, drawn by casting rays, stands before the sky."""
+    model = mujoco.MjModel.from_xml_string(ONE_BODY)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    drawn = picture(model, data, Camera(np.array([0.0, 0.0, HEIGHT]), distance=1.0), (33, 33)).astype(int)
+    if np.abs(drawn[16, 16] - drawn[0, 0]).max() < 16:
+        raise ArithmeticError("the ball looks like the sky")
+    return {}
+
+
 def _rendering() -> dict[str, Any]:
-    """Whether MuJoCo can draw without a screen, each way tried in a process of its own."""
+    """Whether MuJoCo can draw without a screen, by OpenGL in a process of its own each, and by casting rays."""
     ways = ("egl", "osmesa") if sys.platform == "linux" else ("cgl",)
 
     def draw(way: str) -> dict[str, Any]:
@@ -109,7 +121,7 @@ def _rendering() -> dict[str, Any]:
             raise OSError(lines[-1] if lines else f"exit status {run.returncode}")
         return {}
 
-    return {way: _try(lambda way=way: draw(way)) for way in ways}  # type: ignore[misc]
+    return {**{way: _try(lambda way=way: draw(way)) for way in ways}, "rays": _try(_rays)}  # type: ignore[misc]
 
 
 def _device(device: jax.Device) -> dict[str, Any]:

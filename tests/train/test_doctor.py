@@ -4,6 +4,7 @@ import json
 
 import jax
 import mujoco
+import numpy as np
 import pytest
 
 from train import cli, doctor
@@ -22,6 +23,7 @@ def test_doctor(capfd, tmp_path):
     assert found["matmul"]["relative_error"]["highest"] < 1e-5
     assert found["programs"]["kept_in"] == jax.config.values["jax_compilation_cache_dir"]
     assert all(set(way) == {"ok", "error"} for way in found["rendering"].values())
+    assert found["rendering"]["rays"]["ok"] is True
 
 
 def test_a_missing_backend_is_a_finding(monkeypatch):
@@ -29,6 +31,11 @@ def test_a_missing_backend_is_a_finding(monkeypatch):
     found = doctor._backends("warp", 1)["warp"]
     assert found["ok"] is False
     assert "warp" in found["error"]
+
+
+def test_an_empty_picture_is_noticed(monkeypatch):
+    monkeypatch.setattr(doctor, "picture", lambda *_: np.full((33, 33, 3), 200, np.uint8))
+    assert doctor._try(doctor._rays)["ok"] is False
 
 
 def test_wrong_physics_is_noticed(monkeypatch):
