@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,35 @@ def share(gradients: np.ndarray) -> tuple[float, float]:
     return float(common.mean()), float(common.std() / np.sqrt(count))
 
 
+def reach(gradients: np.ndarray) -> tuple[float, float]:
+    """How far steps along such gradients `(G, P)` get for the KL that they cost, where they are mostly noise; with its standard
+    error (jackknife).
+
+    The mean product of two rows over its root mean square: a step along one row gains as much as another row agrees with it, and
+    costs a KL as the square of that, as the Fisher information is the second moment of scores.
+    """
+
+    def of(products: np.ndarray) -> float:
+        pairs = products[~np.eye(len(products), dtype=bool)]
+        return float(pairs.mean() / np.sqrt(np.square(pairs).mean()))
+
+    products, count = gradients @ gradients.T, len(gradients)
+    left = [of(np.delete(np.delete(products, g, 0), g, 1)) for g in range(count)]
+    return of(products), float(np.std(left) * np.sqrt(count - 1))
+
+
+def by_part(gradients: np.ndarray, weights: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """`share` and `reach` of the gradients `(G, P)` as Adam scales them, of all of the network and of each of its parts alone."""
+    rms = np.sqrt(np.square(gradients).mean(0))
+    scaled = gradients / np.maximum(rms, 1e-6 * rms.max())
+    ends = np.cumsum([sum(x.size for x in jax.tree.leaves(weights[name])) for name in sorted(weights)])
+    parts = dict(zip(sorted(weights), np.split(scaled, ends[:-1], axis=1), strict=True))
+    return {name: {"share": share(part), "reach": reach(part)} for name, part in {"all": scaled, **parts}.items()}
+
+
 def shares(args: GradientArgs, attempt: Attempt, seen: Seen, advantages: dict[float, np.ndarray]) -> dict[str, Any]:
     """Of every lambda: the shares per step, of the gradient that DPPO takes with 0, 1, ... of its last steps left out, and of the
-    one in which each step's score is weighted by its std."""
+    one in which each step's score is weighted by its std, and what parts of the network have of the last."""
     planner, config, rng = attempt.planner, args.dppo, np.random.default_rng(args.seed)
     policy, weights = planner.actor().policy, planner.bundle.weights
     steps, rows = seen.chain.shape[2] - 1, planner.config.executed
@@ -195,11 +221,13 @@ def shares(args: GradientArgs, attempt: Attempt, seen: Seen, advantages: dict[fl
     for lam, grads in found.items():
         stacked = np.asarray(grads)  # (G, K', P)
         kept = {n: np.einsum("k,gkp->gp", discount[: steps - n], stacked[:, : steps - n]) for n in range(steps)}
+        by_std = np.einsum("k,gkp->gp", np.asarray(policy.exploring.std)[-steps:], stacked)
         table[f"{lam:g}"] = {
             "steps": [share(stacked[:, k]) for k in range(steps)],
             "norms": [float(np.linalg.norm(stacked[:, k], axis=-1).mean()) for k in range(steps)],
             "without_last": {str(n): share(total) for n, total in kept.items()},
-            "by_std": share(np.einsum("k,gkp->gp", np.asarray(policy.exploring.std)[-steps:], stacked)),
+            "by_std": share(by_std),
+            "by_part": by_part(by_std, weights),
         }
     return table
 

@@ -19,6 +19,21 @@ def test_share(level):
     assert 0.0 < error < 0.02
 
 
+def test_a_part_that_knows_goes_farther_than_one_that_does_not():
+    rng = np.random.default_rng(0)
+    weights = {"knows": {"kernel": np.zeros((20, 20))}, "guesses": np.zeros(800)}
+    rows = rng.normal(size=(12, 1200))
+    rows[:, 800:] += 0.25 * rng.normal(size=400)
+    rows[:, :800] *= 100.0  # Adam does not care
+    found = gradient.by_part(rows, weights)
+    assert set(found) == {"all", "knows", "guesses"}
+    for figure in ("share", "reach"):
+        (knows, error), (everything, _), (guesses, wide) = (found[p][figure] for p in ("knows", "all", "guesses"))
+        assert knows - 2.0 * error > everything > guesses
+        assert abs(guesses) < 3.0 * wide
+    assert gradient.reach(np.ones((4, 3)))[0] == pytest.approx(1.0)
+
+
 def test_values_come_from_the_other_half(monkeypatch):
     """Environments of even number win at once, those of odd number never: each half is valued by what the other one got."""
     monkeypatch.setattr(gradient, "FITS", 1)
