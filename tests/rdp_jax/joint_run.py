@@ -6,7 +6,10 @@ the compiled rollout.  Prints each iteration that it has finished, and saves at 
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,19 +37,25 @@ def send(number):
     return np.float32(0.0)
 
 
-def main(out: Path, iterations: int, number: int = 0, at: int = -1) -> None:
-    """See above."""
-    toy = Made(env=Deadly(), rehearsed=-WISH)
-    with Run(out, {"run": "joint_run"}, resume=out.exists()) as run:
-        loop.train(
-            toy.update(),
-            run.restore(toy.start()),
-            lambda iteration: toy.params.replace(signal=jnp.int32(number if iteration == at else 0)),
-            loop.LoopConfig(iterations=iterations, save_every_s=1e9),
-            run,
-            progress=lambda p: print(p.iteration, flush=True),
-        )
+class Joint:
+    """The learner, compiled once."""
+
+    def __init__(self):
+        self.toy = Made(env=Deadly(), rehearsed=-WISH)
+        self.update = self.toy.update()
+
+    def run(self, out: Path, iterations: int, number: int = 0, at: int = -1, finished: Callable[[int], Any] = print):
+        """See above; `finished` is told the iterations."""
+        with Run(out, {"run": "joint_run"}, resume=out.exists()) as run:
+            loop.train(
+                self.update,
+                run.restore(self.toy.start()),
+                lambda iteration: self.toy.params.replace(signal=jnp.int32(number if iteration == at else 0)),
+                loop.LoopConfig(iterations=iterations, save_every_s=1e9),
+                run,
+                progress=lambda p: finished(p.iteration),
+            )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *(int(word) for word in sys.argv[2:]))
+    Joint().run(Path(sys.argv[1]), *(int(word) for word in sys.argv[2:]), finished=partial(print, flush=True))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from joint_run import Joint
 from layered_toy import DPPO, TICKS, WISH, Made, fragile
 
 from envs.wrappers import settle_ticks
@@ -115,8 +116,8 @@ def test_what_stands_in_for_a_broken_tick_is_the_first_of_its_action():
 # --- signals -------------------------------------------------------------------------------------------------------------
 
 
-def run(out, *words):
-    """Exit status of `joint_run`, and the iterations that it finished."""
+def killed(out, *words):
+    """Exit status of `joint_run` in a process of its own, and the iterations that it finished."""
     environ = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
     command = [sys.executable, str(HERE / "joint_run.py"), str(out), *(str(int(word)) for word in words)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=900)
@@ -137,15 +138,22 @@ def logged(out):
 
 @pytest.mark.slow
 def test_killed_in_the_middle_of_an_iteration_and_resumed(tmp_path):
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert run(straight, 6) == (0, [1, 2, 3, 4, 5, 6])
+    straight, broken, here = tmp_path / "straight", tmp_path / "broken", Joint()
+
+    def run(out, *words):
+        done = []
+        here.run(out, *words, finished=done.append)
+        return done
+
+    assert run(straight, 6) == [1, 2, 3, 4, 5, 6]
     # The second iteration is finished and saved, although nothing was to be saved before the end.
-    assert run(broken, 6, signal.SIGTERM, 1) == (0, [1, 2])
+    assert run(broken, 6, signal.SIGTERM, 1) == [1, 2]
     assert saved(broken)[0] == 2
     # No time to save anything: what came since the checkpoint is lost, and nothing else.
-    assert run(broken, 6, signal.SIGKILL, 4) == (-signal.SIGKILL, [3, 4])
+    assert killed(broken, 6, signal.SIGKILL, 4) == (-signal.SIGKILL, [3, 4])
     assert saved(broken)[0] == 2
-    assert run(broken, 6) == (0, [3, 4, 5, 6])
+    assert logged(broken) == logged(straight)[:4]
+    assert run(broken, 6) == [3, 4, 5, 6]
     assert logged(broken) == logged(straight)
     (last, ours), (_, theirs) = saved(broken), saved(straight)
     assert last == 6
