@@ -92,6 +92,13 @@ def _made(path: Path) -> Iterator[None]:
                 place.rmdir()
 
 
+def left_out(args: Any, name: str, unless: bool, why: str) -> None:
+    """Raises `ConfigError` if a flag was given (has not its default) that would be ignored, `unless` it counts."""
+    value = getattr(args, name)
+    if not unless and value != type(args).__dataclass_fields__[name].default:
+        raise ConfigError(name, value, f"left out ({why})")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Common:
     """Flags of every command."""
@@ -226,9 +233,10 @@ class ReproduceArgs(Common):
 
     def check(self) -> None:
         super().check()
-        for name, value, table in (("wide", self.wide, "ood"), ("iterations", self.iterations, "gym")):
-            if value != type(self).__dataclass_fields__[name].default and self.name != table:
-                raise ConfigError(name, value, f"left out (it is about the table {table})")
+        for name, table in (("wide", "ood"), ("iterations", "gym")):
+            left_out(self, name, self.name == table, f"it is about the table {table}")
+        for name, tables in (("minutes", ("gym", "imitation")), ("preset", ("gym",))):
+            left_out(self, name, self.name not in tables, f"it is not about the table {self.name}")
         last = self.seed + self.seeds - 1 + FRESH_STARTS * (self.name == "scratch")
         if last >= 2**31:
             raise ConfigError(

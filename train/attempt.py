@@ -15,6 +15,7 @@ from rdp_jax.runs import Run
 from train import output
 from train.keeping import CHOOSING
 from train.learning import EvaluationLog, outcome, settings, start_planner
+from train.names import of_t1
 from train.sampling import exploring, with_first_std
 from train.task_args import Sampling
 from train.tasks import check_fits, set_up, weights_of
@@ -142,7 +143,7 @@ class Attempt:
             num_envs=num_envs,
             wall_s=time.monotonic() - self.started,
             metrics={
-                **outcome(self.judged_before(), after, result, to_90),
+                **outcome(self.judged_before(), after, result, to_90 if of_t1(self.args.task) else None),
                 "env_steps": steps,
                 **self.chosen_std(),
                 **more,

@@ -26,7 +26,7 @@ from rdp_jax.config import ConfigError, validate
 from rdp_jax.heap import keep_freed
 from rdp_jax.programs import keep_programs
 from train.args import Resumable
-from train.output import show, stdout_to_stderr
+from train.output import Failed, show, stdout_to_stderr
 
 _STYLE = (tyro.conf.FlagCreatePairsOff,)
 
@@ -412,6 +412,9 @@ def run(command: Command, words: Sequence[str]) -> int:
         text = _complaint(error, cls) if isinstance(error, ConfigError) else str(error)
         print(f"rdp {command.name}: {text}", file=sys.stderr)
         return 2
+    except Failed as error:
+        print(f"rdp {command.name}: {error}", file=sys.stderr)
+        return 1
     except Exception:
         traceback.print_exc()
         return 1

@@ -48,7 +48,7 @@ def run_collect(args: CollectArgs) -> dict[str, Any]:
             tried, won = tried + at_once, won + int(played.success.sum())
             steps += int(played.steps.sum())
             if tried >= 10 * at_once and won < 0.01 * tried:
-                raise RuntimeError(f"the expert won {won} of {tried} episodes; nothing to learn from")
+                raise output.Failed(f"the expert won {won} of {tried} episodes; nothing to learn from")
             fresh = from_played(env, played, np.flatnonzero(played.success), recipe, tried=tried, won=won)
             if fresh is not None:
                 kept = fresh if kept is None else E.concatenate([kept, fresh])

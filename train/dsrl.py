@@ -21,7 +21,7 @@ from train.learning import JUDGED, Pace, described, learn, on_the_way, success_o
 from train.pretrain import PLANNER
 from train.rollouts import PlannerPlayer
 from train.task_args import DSRLArgs
-from train.tasks import HumanoidStage, Stage
+from train.tasks import HumanoidStage, Stage, keep_controller
 
 TICKET_STREAM = 0x71C7
 EPISODES_PER_TICKET = 8
@@ -130,6 +130,7 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     )
     if args.out:
         save(args.out / PLANNER, planner)
+        keep_controller(args)
         save_weights(args.out / NOISE_ACTOR, {"actor": actor}, described(args, planner, kept))
     after = attempt.log.keep("after", jury.judge(jury.learned, actor)) if args.trials else {}
     others = jury.controls(untrained) if args.controls and args.trials else {}

@@ -8,6 +8,7 @@ from typing import Any
 from envs.tasks.catalog import make_expert
 from rdp_jax.config import ConfigError
 from rdp_jax.planner import Actor
+from rdp_jax.steer import NoiseActor
 from train import output
 from train.actors import find_actor
 from train.names import of_t1
@@ -32,6 +33,8 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
         stage = set_up(args, planner.config.history)
         check_fits(planner, stage.env)
         actor, weights = find_actor(args.run, planner)
+        if args.first_std is not None and isinstance(actor, NoiseActor):
+            raise ConfigError("first_std", args.first_std, "left out (an actor chooses the noise of this run)")
         if args.explores:
             if not isinstance(actor, Actor):
                 raise ConfigError(

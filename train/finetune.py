@@ -19,6 +19,7 @@ from train.learning import Pace, described, learn, on_the_way, success_of
 from train.pretrain import PLANNER
 from train.residual import run_residual
 from train.task_args import FinetuneArgs
+from train.tasks import keep_controller
 
 
 def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     after = attempt.chosen(present(kept, weights))
     if args.out:
         save(args.out / PLANNER, after)
+        keep_controller(args)
     second = attempt.log.judge("after", after)
     steps = dppo.env_steps(config, result.state, before.config.executed)
     more = {"evaluations": on_the_way(args.out), "kept_iteration": kept}

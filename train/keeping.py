@@ -30,9 +30,11 @@ class Best:
         self.seed = args.seed + CHOOSING * self.on
         self.file = args.out / FILE if self.on and args.out else None
         self.tree, self.iteration, self.score = first, 0, float("-inf")
+        self.judged = {"trials": args.trials, "first_std": list(getattr(args, "final_std", ())[:1])}
         if self.file and args.resume and self.file.is_file():
-            self.tree, found = load_weights(self.file, first)
-            self.iteration, self.score = found["iteration"], found["score"]
+            tree, found = load_weights(self.file, first)
+            if found.get("judged") == self.judged:  # else the scores are no match for those to come
+                self.tree, self.iteration, self.score = tree, found["iteration"], found["score"]
 
     def offer(self, iteration: int, figures: dict[str, Any], tree: Any) -> dict[str, float]:
         """Keeps `tree` if it is at least as good as the best; returns what is logged of `figures`, a judgement of it.
@@ -42,7 +44,7 @@ class Best:
         if self.on and figures["score"] >= self.score:
             self.tree, self.iteration, self.score = tree, iteration, float(figures["score"])
             if self.file:
-                save_weights(self.file, self.tree, {"iteration": iteration, "score": self.score})
+                save_weights(self.file, self.tree, {"iteration": iteration, "score": self.score, "judged": self.judged})
         return scores(figures)
 
     def choose(self, iteration: int, tree: Any) -> tuple[int, Any]:

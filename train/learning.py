@@ -34,8 +34,10 @@ def start_planner(args: Any, algo: str) -> Planner:
     planner = find_planner(place, args.task, "pretrained")
     gaussian = planner.config.net.kind in GAUSSIAN
     if gaussian != (algo == "gaussian-ppo"):
-        suits = "gaussian-ppo" if gaussian else "dppo"
-        raise ConfigError("algo", algo, f"{suits} (the planner's network is {planner.config.net.kind})")
+        kind = f"the planner's network is {planner.config.net.kind}"
+        if gaussian and getattr(args, "algo", None) != "dppo":  # nothing else to choose
+            raise ConfigError("planner", str(place), f"a diffusion planner ({kind})")
+        raise ConfigError("algo", algo, f"{'gaussian-ppo' if gaussian else 'dppo'} ({kind})")
     if planner.tuned_steps:
         raise ConfigError("planner", str(args.planner), "a pre-trained planner; this one is fine-tuned already")
     return planner
@@ -211,7 +213,7 @@ def outcome(
     return {
         **found,
         "iterations": int(result.state.iteration),
-        "iterations_to_90": None if "return" in before else to_90,
+        "iterations_to_90": to_90,
         "stopped_by": result.stopped_by,
         "before": before,
         "after": after,

@@ -62,7 +62,7 @@ def record_medium(args: CollectArgs) -> tuple[E.Episodes, dict[str, Any], Any]:
     with output.Progress(f"train {args.task}", total=LIMIT) as bar:
         while reached < level:
             if iteration >= LIMIT:
-                raise RuntimeError(f"the return is {reached:.0f} after {LIMIT} iterations, and should be {level:.0f}")
+                raise output.Failed(f"the return is {reached:.0f} after {LIMIT} iterations, and should be {level:.0f}")
             state, _ = update(state, ())
             iteration += 1
             policy = (state.params, state.normalizer)

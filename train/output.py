@@ -38,6 +38,10 @@ SUMMARY_KEYS = (
 Z_95 = 1.959963984540054  # 97.5 % point of the standard normal
 
 
+class Failed(RuntimeError):
+    """A command cannot do what it was asked for, and its message says why: no traceback would say more.  Exit status 1."""
+
+
 # --- the machine -------------------------------------------------------------------------------------------------------
 
 

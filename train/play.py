@@ -12,7 +12,7 @@ from matplotlib.image import imsave
 
 from envs.tasks.catalog import make_expert
 from rdp_jax.planner import Planner
-from rdp_jax.runs import free_directory
+from rdp_jax.runs import free_directory, write_json
 from train import output
 from train.actors import find_actor
 from train.learning_report import replay_of
@@ -72,6 +72,8 @@ def run_play(args: PlayArgs) -> dict[str, Any]:
         task=args.task,
         env_steps=int(played.steps.sum()),
     )
+    if args.out is None:
+        write_json(out / "summary.json", record)
     return record
 
 

@@ -23,7 +23,7 @@ from rdp_jax.runs import Run, git_revision, versions
 from train import output
 from train.demonstrations import FILE
 from train.task_args import PretrainArgs
-from train.tasks import check_fits, set_up
+from train.tasks import check_fits, keep_controller, set_up
 
 PLANNER = "planner.safetensors"
 
@@ -109,6 +109,7 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
     planner = Planner(args.planner, dims, bundle.replace(weights=result.state.ema), None, 0, metadata)
     if args.out:
         save(args.out / PLANNER, planner)
+        keep_controller(args)
     metrics = {
         "loss": result.metrics.get("loss/train"),
         "validation_loss": result.metrics.get("loss/validation"),

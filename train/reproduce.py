@@ -125,7 +125,7 @@ def going_on(words: list[str], left: Path) -> list[str]:
 
 
 def run_step(step: Step, folder: Path) -> dict[str, Any]:
-    """The summary of a step, which is run unless it was done.  Raises `RuntimeError` if it fails or is stopped."""
+    """The summary of a step, which is run unless it was done.  Raises `Failed` if it fails or is stopped."""
     left = place(step.name, folder)
     found = done(left)
     if found is not None:
@@ -138,10 +138,10 @@ def run_step(step: Step, folder: Path) -> dict[str, Any]:
     print(f"--- {said}", file=sys.stderr, flush=True)
     status = launch(words)
     if status:
-        raise RuntimeError(f"{said} left with status {status}")
+        raise output.Failed(f"{said} left with status {status}")
     found = done(left)
     if found is None:
-        raise RuntimeError(f"{said} was stopped; the same table called again goes on from there")
+        raise output.Failed(f"{said} was stopped; the same table called again goes on from there")
     return found
 
 
@@ -191,14 +191,16 @@ def passed_on() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
 
 
 def cell(values: list[float | None], trials: int, metric: str) -> dict[str, Any]:
-    """Over seeds: a success rate pools its trials, anything else gets mean and extremes."""
+    """Over seeds: a success rate pools its trials, anything else gets mean and extremes, and how many seeds have a figure if some
+    have none (90 % that were never reached)."""
     known = [float(v) for v in values if v is not None]
     if not known:
         return {"value": None}
     if metric.rpartition(".")[2].startswith("success_rate"):
         won, count = sum(round(v * trials) for v in known), trials * len(known)
         return {"value": won / count, "ci95": list(output.wilson(won, count)), "trials": count}
-    return {"value": float(np.mean(known)), "least": min(known), "most": max(known)}
+    some = {} if len(known) == len(values) else {"seeds_with_a_figure": len(known), "seeds": len(values)}
+    return {"value": float(np.mean(known)), "least": min(known), "most": max(known), **some}
 
 
 def remember(args: ReproduceArgs, out: Path) -> None:

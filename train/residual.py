@@ -21,6 +21,7 @@ from train.controller import export
 from train.learning import Pace, described, learn, success_of
 from train.pretrain import PLANNER
 from train.task_args import FinetuneArgs
+from train.tasks import keep_controller
 
 
 def run_residual(args: FinetuneArgs) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     if args.out:
         described_as = {**described(args, planner, count), "scale": args.residual_scale}
         save(args.out / PLANNER, final)
+        keep_controller(args)
         save_weights(args.out / CORRECTION, learned, described_as)
     second: dict[str, Any] = {}
     if args.trials:

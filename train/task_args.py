@@ -15,7 +15,18 @@ from rdp_jax.config import ConfigError, chosen, ranged
 from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import PlannerConfig
-from train.args import BACKENDS, Common, Resumable, any_task, input_file, optional, planner_place, said, t1_task
+from train.args import (
+    BACKENDS,
+    Common,
+    Resumable,
+    any_task,
+    input_file,
+    left_out,
+    optional,
+    planner_place,
+    said,
+    t1_task,
+)
 from train.names import T1_TASKS, of_t1
 
 
@@ -31,11 +42,8 @@ class TaskFlags(Common):
 
     def check(self) -> None:
         super().check()
-        if not of_t1(self.task):
-            for name in ("start_range", "physics_dt", "legs", "hands"):
-                value = getattr(self, name)
-                if value != TaskFlags.__dataclass_fields__[name].default:
-                    raise ConfigError(name, value, f"left out ({self.task} is not a task of the T1)")
+        for name in ("start_range", "physics_dt", "legs", "hands"):
+            left_out(self, name, of_t1(self.task), f"{self.task} is not a task of the T1")
 
     def under_controller_of(self, place: Path | None) -> Self:
         """These arguments with the parts of the controller that lie in a run directory, unless others are named."""
@@ -121,6 +129,10 @@ class CollectArgs(DemonstrationFlags):
         3.0,
         "size of the errors that are executed and not recorded (T1), against what the expert can bear; 0: none",
     )
+
+    def check(self) -> None:
+        super().check()
+        left_out(self, "clumsiness", of_t1(self.task), f"{self.task} is not a task of the T1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -389,6 +401,7 @@ class FinetuneArgs(LearnedSampling, TaskFlags):
 
     def check(self) -> None:
         super().check()
+        left_out(self, "residual_scale", self.algo == "residual", "it is about --algo residual")
         if self.algo == "residual" and self.explores:
             raise ConfigError("algo", self.algo, "dppo | gaussian-ppo, with flags of exploration")
         if self.algo == "residual" and len(self.final_std) > 1:
@@ -397,14 +410,11 @@ class FinetuneArgs(LearnedSampling, TaskFlags):
             raise ConfigError("eval_every", self.eval_every, "0 (a correction is not judged on the way)")
 
     def resolved(self) -> FinetuneArgs:
-        """These arguments with the learners' `num_envs` equal to `num_envs`, and the controller beside the planner."""
+        """These arguments with `num_envs` in the config of the learner that they name, and the controller beside the planner."""
         envs = self.num_envs or self.dppo.num_envs
-        return dataclasses.replace(
-            self.under_controller_of(self.planner),
-            num_envs=envs,
-            dppo=dataclasses.replace(self.dppo, num_envs=envs),
-            residual=dataclasses.replace(self.residual, num_envs=envs),
-        )
+        name = "residual" if self.algo == "residual" else "dppo"
+        learner: Any = dataclasses.replace(getattr(self, name), num_envs=envs)
+        return dataclasses.replace(self.under_controller_of(self.planner), num_envs=envs, **{name: learner})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -454,6 +464,7 @@ class RefineArgs(LearnedSampling, TaskFlags):
         envs, groups = self.num_envs or self.dppo.num_envs, self.dppo.shuffle_groups
         if self.recorded > envs or self.recorded % groups:
             raise ConfigError("recorded", self.recorded, f"a multiple of shuffle_groups={groups} up to num_envs={envs}")
+        left_out(self, "curriculum_pass", self.curriculum, "it is about --curriculum")
         if self.curriculum and not self.schedule.moves_planner:
             raise ConfigError(
                 "curriculum", True, "False where the planner learns nothing (schedule.planner_iterations=0)"
@@ -540,6 +551,7 @@ class DSRLArgs(Watched, TaskFlags):
 
     def check(self) -> None:
         super().check()
+        left_out(self, "tickets", self.controls, "it is about --controls")
         if self.controls and not self.trials:
             raise ConfigError("controls", self.controls, "False, or with --trials above 0")
 
@@ -572,3 +584,8 @@ class PlayArgs(PlayerFlags):
     trials: int = ranged(32, 1, 256, "episodes played")
     episodes: int = ranged(4, 1, 64, "episodes shown")
     show: str = chosen("mixed", ("mixed", "won", "lost"), "which of them")
+
+    def check(self) -> None:
+        super().check()
+        if self.num_envs is not None and self.num_envs < self.trials:
+            raise ConfigError("num_envs", self.num_envs, f"left out, or trials={self.trials} or more: all play at once")

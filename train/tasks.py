@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -68,6 +69,15 @@ def set_up(args: TaskFlags, history: int, record: bool = False) -> Stage:
 def load_controller(args: TaskFlags, scene: Scene) -> dict[str, Any]:
     """Weights of legs and hands: given, or shipped for such a scene.  Raises `ConfigError`."""
     return {part: load_part(part, getattr(args, part), bool(scene.platforms)) for part in ("legs", "hands")}
+
+
+def keep_controller(args: TaskFlags) -> None:
+    """Copies the parts of the controller that were given into `--out`, where whoever plays what was learned under them looks."""
+    for part in ("legs", "hands"):
+        given = getattr(args, part)
+        kept = args.out / f"{part}.safetensors" if args.out and given else None
+        if kept is not None and kept.resolve() != given.resolve():
+            shutil.copyfile(given, kept)
 
 
 class HumanoidStage:

@@ -48,6 +48,11 @@ class BCConfig:
     max_grad_norm: float = ranged(1.0, 1e-6, 1e9, "largest gradient norm")
     matmul_precision: str = chosen("highest", ("default", "high", "highest"), "precision of float32 products")
 
+    def check(self) -> None:
+        """Fields that must fit each other."""
+        if self.lr_min > self.lr:
+            raise ConfigError("lr_min", self.lr_min, f"at most lr={self.lr}")
+
 
 @struct.dataclass
 class Data:
@@ -106,8 +111,6 @@ def _optimizer(config: BCConfig) -> optax.GradientTransformation:
 def init(key: Array, config: BCConfig, policy: Imitator, obs_dim: int) -> LearnerState:
     """First state of a run.  Raises `ConfigError`."""
     validate(config)
-    if config.lr_min > config.lr:
-        raise ConfigError("lr_min", config.lr_min, f"at most lr={config.lr}")
     init_key, run_key = jax.random.split(key)
     params = policy.init(init_key, obs_dim)
     return parallel.strong(

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from rdp_jax.planner import Planner
 from train.attempt import Attempt
 from train.keeping import CHOOSING
 from train.sampling import with_first_std
-from train.task_args import FinetuneArgs, RefineArgs, task_planner
+from train.task_args import CollectArgs, DSRLArgs, FinetuneArgs, PlayArgs, RefineArgs, task_dppo, task_planner
 
 
 class Stage:
@@ -105,3 +106,26 @@ def test_a_single_std_is_not_chosen_and_its_own_needs_no_other_judgement():
 def test_what_cannot_be_chosen_from_is_refused(kind, flags):
     with pytest.raises(ConfigError, match="final_std"):
         validate(kind(**flags))
+
+
+@pytest.mark.parametrize(
+    ("args", "field"),
+    [
+        (PlayArgs(num_envs=8), "num_envs"),
+        (CollectArgs(task="hopper", clumsiness=2.0, out=Path("demos")), "clumsiness"),
+        (DSRLArgs(tickets=8), "tickets"),
+        (RefineArgs(curriculum_pass=0.8), "curriculum_pass"),
+        (FinetuneArgs(residual_scale=0.2), "residual_scale"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(args, field):
+    with pytest.raises(ConfigError, match=rf"{field}=.*, allowed: left out"):
+        validate(args)
+
+
+def test_a_learner_is_not_refused_for_what_another_one_needs():
+    found = FinetuneArgs(algo="residual", num_envs=100).resolved()
+    validate(found)
+    assert found.residual.num_envs == 100 and found.dppo.num_envs == task_dppo("cpu").num_envs
+    with pytest.raises(ConfigError, match=r"minibatches=16"):
+        validate(FinetuneArgs(num_envs=100).resolved())

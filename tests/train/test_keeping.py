@@ -38,6 +38,15 @@ def test_a_resumed_run_knows_the_best_so_far(tmp_path):
     assert iteration == 4 and value(found) == 4
 
 
+@pytest.mark.parametrize("other", [{"trials": 16}, {"final_std": (0.5, 0.0)}])
+def test_what_was_judged_in_another_way_is_no_match(tmp_path, other):
+    Best(args(tmp_path, keep="best"), tree(0)).offer(4, {"score": 1.0}, tree(4))
+    again = Best(args(tmp_path, keep="best", resume=True, **other), tree(0))
+    again.offer(5, {"score": 0.6}, tree(5))
+    iteration, found = again.choose(6, tree(6))
+    assert iteration == 5 and value(found) == 5
+
+
 def test_without_it_the_last_comes_out_and_nothing_is_written(tmp_path):
     best = Best(args(tmp_path), tree(0))
     best.offer(1, {"score": 1.0}, tree(1))

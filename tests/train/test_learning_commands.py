@@ -18,7 +18,7 @@ from train.actors import NOISE_ACTOR
 from train.cli import main
 from train.sampling import with_first_std
 from train.task_args import TaskFlags
-from train.tasks import GymStage
+from train.tasks import GymStage, keep_controller
 
 TINY_NET = ["--planner.net.sizes", "32", "32", "32"]
 
@@ -195,6 +195,35 @@ def test_what_does_not_fit_the_planner_is_refused_before_there_is_a_directory(pl
     words = ["finetune", "--preset", "gym", "--task", "hopper", "--planner", str(planner / "planner.safetensors")]
     assert main([*words, "--dppo.tuned-steps", "21", "--dppo.quiet-steps", "0", "--out", str(tmp_path / "run")]) == 2
     assert "tuned-steps" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    words = ["pretrain", "--task", "hopper", "--data", str(tmp_path), "--bc.lr", "1e-5", "--out", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert (
+        "lr-min: got 0.0001, allowed: at most lr=1e-05" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    )
+
+
+def test_planners_without_noise_are_no_start_where_there_is_nothing_else_to_choose(planner, capsys, monkeypatch):
+    learned = load(planner / "planner.safetensors")
+    gaussian = dataclasses.replace(learned.config.net, kind="gaussian-mlp")
+    other = dataclasses.replace(learned, config=dataclasses.replace(learned.config, net=gaussian))
+    monkeypatch.setattr("train.learning.find_planner", lambda *_: other)
+    words = ["--preset", "gym", "--task", "hopper", "--planner", str(planner / "planner.safetensors")]
+    for command in (["dsrl"], ["finetune", "--algo", "residual"]):
+        assert main([*command, *words]) == 2
+        assert "--planner: got" in (said := capsys.readouterr().err) and "a diffusion planner" in said
+    assert main(["finetune", *words]) == 2
+    assert "--algo: got 'dppo', allowed: gaussian-ppo" in capsys.readouterr().err
+
+
+def test_the_controller_under_which_a_planner_learned_lies_beside_it(tmp_path):
+    given, out = tmp_path / "hands.safetensors", tmp_path / "out"
+    out.mkdir()
+    given.write_bytes(b"weights")
+    keep_controller(TaskFlags(out=out, hands=given))
+    assert [place.name for place in out.iterdir()] == ["hands.safetensors"]
+    assert TaskFlags().under_controller_of(out).hands.read_bytes() == b"weights"
+    keep_controller(TaskFlags(out=out, hands=out / "hands.safetensors"))  # of a run that began from where it is
+    assert (out / "hands.safetensors").read_bytes() == b"weights"
 
 
 def test_a_correction_leaves_the_planner_alone_and_is_judged_with_it(planner, tmp_path, capsys):
@@ -225,6 +254,9 @@ def test_dsrl_goes_on_and_leaves_the_planner_alone(planner, tmp_path, capsys):
     assert metrics["iterations"] == 3 and metrics["base_unchanged"]
     assert metrics["evaluations"] == {"3": {"return": metrics["return_after"]}}
     assert all((a == b).all() for a, b in zip(weights(planner), weights(tmp_path / "steered"), strict=True))
+    judge = ["eval", "--task", "hopper", "--run", str(tmp_path / "steered"), "--trials", "2", "--first-std", "0"]
+    assert main(judge) == 2  # what its actor chooses would be what is judged all the same
+    assert "--first-std: got 0.0" in capsys.readouterr().err
 
 
 def test_a_stage_compiles_once_whatever_weights_it_judges(planner):

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from rdp_jax.config import ConfigError
+from rdp_jax.config import ConfigError, validate
 from rdp_jax.runs import RunError
 from train import cli, reproduce
 from train.args import ReproduceArgs
 from train.names import GYM_TASKS
+from train.output import Failed
 from train.recipes import RECIPES
 
 
@@ -85,6 +86,15 @@ def test_steering_is_judged_by_what_its_task_pays():
     assert pooled["value"] == 0.75 and pooled["trials"] == 20
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [("imitation", "minutes", 5.0), ("gym", "minutes", 5.0), ("gym", "preset", "gpu"), ("data", "wide", 2.0)],
+)
+def test_what_a_table_would_ignore_is_refused(name, field, value):
+    with pytest.raises(ConfigError, match=rf"{field}={value!r}, allowed: left out"):
+        validate(ReproduceArgs(name=name, task="hopper" if name == "gym" else "pickup", **{field: value}))
+
+
 def test_data_are_collected_once_for_all_seeds():
     _, steps = plan("data")
     demos = next(step for step in steps if step.name == "demos")
@@ -111,7 +121,9 @@ def test_every_seed_fine_tunes_the_same_gym_planner():
 def test_rates_are_pooled_and_other_figures_averaged():
     cell = reproduce.cell([0.5, 1.0], 10, "success_rate_after")
     assert cell["value"] == 0.75 and cell["trials"] == 20 and cell["ci95"][0] < 0.75 < cell["ci95"][1]
-    assert reproduce.cell([1.0, 3.0, None], 10, "return") == {"value": 2.0, "least": 1.0, "most": 3.0}
+    assert reproduce.cell([1.0, 3.0], 10, "return") == {"value": 2.0, "least": 1.0, "most": 3.0}
+    two_of_three = {"value": 2.0, "least": 1.0, "most": 3.0, "seeds_with_a_figure": 2, "seeds": 3}
+    assert reproduce.cell([1.0, 3.0, None], 10, "iterations_to_90") == two_of_three
     assert reproduce.cell([None], 10, "return") == {"value": None}
 
 
@@ -133,7 +145,7 @@ def test_steps_that_are_done_are_not_run_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(reproduce, "launch", fake)
     args = ReproduceArgs(name="dsrl", seeds=2, trials=10, out=tmp_path)
-    with pytest.raises(RuntimeError, match="status 1"):
+    with pytest.raises(Failed, match="status 1"):
         reproduce.run_reproduce(args)
     record = reproduce.run_reproduce(args)
     assert len(ran) == 9  # eight runs, one of them twice
