@@ -105,7 +105,11 @@ class DPPOConfig:
     )
     # The released code compares a KL of averaged log-densities with 1.0 and so never stops.
     target_kl: float = ranged(
-        1.0, 1e-6, 1e9, "KL per inner step, summed over the scored actions, beyond which the actor rests", "nat"
+        1.0,
+        0.0,
+        1e9,
+        "KL per inner step, summed over the scored actions, beyond which the actor rests; 0: twice kl_goal",
+        "nat",
     )
     anchor_coef: float = ranged(
         0.0, 0.0, 1e3, "weight of the KL towards the pre-trained policy, per element; 0 for none"
@@ -130,6 +134,11 @@ class DPPOConfig:
         """Inner steps that are scored, the first of the fine-tuned ones."""
         return self.tuned_steps - self.quiet_steps
 
+    @property
+    def resting_kl(self) -> float:
+        """KL beyond which the actor rests for the iteration."""
+        return self.target_kl or 2.0 * self.kl_goal
+
     def check(self) -> None:
         """Fields that must fit each other."""
         if self.num_envs % self.shuffle_groups:
@@ -141,8 +150,9 @@ class DPPOConfig:
             raise ConfigError("minibatches", self.minibatches, f"a divisor of {pairs} pairs per shuffle group")
         if self.log_prob_min >= self.log_prob_max:
             raise ConfigError("log_prob_min", self.log_prob_min, f"less than log_prob_max={self.log_prob_max}")
-        if self.target_kl <= self.kl_goal:
-            raise ConfigError("target_kl", self.target_kl, f"more than kl_goal={self.kl_goal}")
+        if self.resting_kl <= self.kl_goal:  # where both are 0, too
+            allowed = f"more than kl_goal={self.kl_goal}" + (", or 0" if self.kl_goal else "")
+            raise ConfigError("target_kl", self.target_kl, allowed)
         check_residual("critic_sizes", self.critic_sizes)
 
 
@@ -505,7 +515,7 @@ class Update(Iteration):
             ratio_error = parallel.pmax(info.pop("policy/ratio_error"), self.axis)
             total, info, grads = parallel.pmean((total, info, grads), self.axis)
             finite = guard.all_finite((total, grads))
-            resting = resting | (info["policy/kl"] > config.target_kl)
+            resting = resting | (info["policy/kl"] > config.resting_kl)
             moves = {"actor": finite & ~warming & ~resting, "critic": finite}
             new, new_opt = {}, {}
             for name, lr in (("actor", state.actor_lr), ("critic", config.critic_lr)):

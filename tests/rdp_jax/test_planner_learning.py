@@ -284,6 +284,13 @@ def test_beyond_the_target_kl_the_actor_rests_and_the_critic_goes_on(vector, upd
     assert float(jnp.abs(moved["critic"]).max()) > 2.0 * DPPO.critic_lr
 
 
+def test_the_target_kl_may_follow_the_goal():
+    config = dppo.DPPOConfig(target_kl=0.0, kl_goal=0.04)
+    config.check()
+    assert config.resting_kl == pytest.approx(0.08)
+    assert dppo.DPPOConfig(target_kl=0.3, kl_goal=0.04).resting_kl == 0.3
+
+
 def test_clip_schedule():
     config = dppo.DPPOConfig(clip_base=0.001, clip=0.01, tuned_steps=10)
     want = [0.0010, 0.0012, 0.0015, 0.0018, 0.0023, 0.0030, 0.0040, 0.0054, 0.0073, 0.0100]
@@ -316,6 +323,8 @@ def test_bad_layouts_are_refused(planner, vector):
         dppo.Update(dataclasses.replace(DPPO, minibatches=7), policy, vector)
     with pytest.raises(ConfigError, match="target_kl"):
         dppo.Update(dataclasses.replace(DPPO, kl_goal=1.0), policy, vector)
+    with pytest.raises(ConfigError, match="more than kl_goal=0.0$"):
+        dppo.Update(dataclasses.replace(DPPO, target_kl=0.0), policy, vector)
     with pytest.raises(ConfigError, match="executed"):
         dppo.Update(DPPO, policy, AutoReset(Chunked(Toy(STEPS), 3)))
 

@@ -129,3 +129,10 @@ def test_a_learner_is_not_refused_for_what_another_one_needs():
     assert found.residual.num_envs == 100 and found.dppo.num_envs == task_dppo("cpu").num_envs
     with pytest.raises(ConfigError, match=r"minibatches=16"):
         validate(FinetuneArgs(num_envs=100).resolved())
+
+
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_a_smaller_kl_goal_is_a_smaller_first_step_too(preset):
+    config = task_dppo(preset)
+    assert config.resting_kl == pytest.approx(2.0 * config.kl_goal)
+    assert dataclasses.replace(config, kl_goal=0.04).resting_kl == pytest.approx(0.08)
