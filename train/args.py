@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.scenarios import SCENARIOS
 from rdp_jax.config import ConfigError, chosen, ranged
-from train.names import OUTSIDE, T1_TASKS, TASKS
+from train.names import OUTSIDE, PLANNER, T1_TASKS, TASKS
 from train.recipes import FRESH_STARTS, RECIPES
 
 BACKENDS = ("auto", "native", "mjx", "warp")
@@ -120,8 +120,8 @@ class Common:
             if field.metadata.get("file") and value is not None and not value.is_file():
                 raise ConfigError(field.name, str(value), "an existing file")
             held = "planner" in field.metadata and value is not None
-            if held and not (value.is_file() or (value / "planner.safetensors").is_file()):
-                allowed = "a planner file, or a run directory with planner.safetensors"
+            if held and not (value.is_file() or (value / PLANNER).is_file()):
+                allowed = f"a planner file, or a run directory with {PLANNER}"
                 raise ConfigError(field.name, str(value), allowed)
         if self.out is not None:
             self._check_out(self.out)

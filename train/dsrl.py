@@ -13,15 +13,14 @@ from envs.wrappers import AutoReset
 from rdp_jax import parallel, steer
 from rdp_jax.algos import dsrl
 from rdp_jax.checkpoint import save_weights
-from rdp_jax.planner import Planner, save
+from rdp_jax.planner import Planner
 from train.actors import NOISE_ACTOR
 from train.attempt import Attempt
 from train.keeping import Best
 from train.learning import JUDGED, Pace, described, learn, on_the_way, success_of
-from train.pretrain import PLANNER
 from train.rollouts import PlannerPlayer
 from train.task_args import DSRLArgs
-from train.tasks import HumanoidStage, Stage, keep_controller
+from train.tasks import HumanoidStage, Stage, keep_planner
 
 TICKET_STREAM = 0x71C7
 EPISODES_PER_TICKET = 8
@@ -128,9 +127,8 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     identical = all(
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.base), jax.tree.leaves(planner.bundle), strict=True)
     )
+    keep_planner(args, planner)
     if args.out:
-        save(args.out / PLANNER, planner)
-        keep_controller(args)
         save_weights(args.out / NOISE_ACTOR, {"actor": actor}, described(args, planner, kept))
     after = attempt.log.keep("after", jury.judge(jury.learned, actor)) if args.trials else {}
     others = jury.controls(untrained) if args.controls and args.trials else {}

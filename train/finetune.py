@@ -12,14 +12,13 @@ from envs.wrappers import AutoReset
 from rdp_jax import parallel
 from rdp_jax.algos import dppo
 from rdp_jax.nets.build import GAUSSIAN
-from rdp_jax.planner import Planner, save
+from rdp_jax.planner import Planner
 from train.attempt import Attempt
 from train.keeping import Best
 from train.learning import Pace, described, learn, on_the_way, success_of
-from train.pretrain import PLANNER
 from train.residual import run_residual
 from train.task_args import FinetuneArgs
-from train.tasks import keep_controller
+from train.tasks import keep_planner
 
 
 def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
@@ -53,9 +52,7 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     result, to_90 = learn("finetune", args, attempt.run, update, state, params, pace, note, evaluate)
     kept, weights = best.choose(int(result.state.iteration), result.state.params["actor"])
     after = attempt.chosen(present(kept, weights))
-    if args.out:
-        save(args.out / PLANNER, after)
-        keep_controller(args)
+    keep_planner(args, after)
     second = attempt.log.judge("after", after)
     steps = dppo.env_steps(config, result.state, before.config.executed)
     more = {"evaluations": on_the_way(args.out), "kept_iteration": kept}

@@ -1,10 +1,12 @@
-"""Names of the tasks.  Loads nothing."""
+"""Names of the tasks, and of a planner's file.  Loads nothing."""
 
 T1_TASKS = ("pickup", "transport", "door", "stairs")
 GYM_TASKS = ("hopper", "walker2d", "halfcheetah")
 TASKS = (*T1_TASKS, *GYM_TASKS)
 OUTSIDE = (r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "MODULE:CLASS")
 """How a task of the T1 is named that is not part of this project: pattern, and what to call it."""
+
+PLANNER = "planner.safetensors"  # in a run directory
 
 
 def of_t1(task: str) -> bool:

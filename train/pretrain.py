@@ -18,14 +18,12 @@ from rdp_jax.config import ConfigError, to_dict, without_paths
 from rdp_jax.data import episodes as E
 from rdp_jax.data import windows as W
 from rdp_jax.data.foreign import is_lerobot, load_foreign
-from rdp_jax.planner import Bundle, Dims, Planner, make_policy, save
+from rdp_jax.planner import Bundle, Dims, Planner, make_policy
 from rdp_jax.runs import Run, git_revision, versions
 from train import output
 from train.demonstrations import FILE
 from train.task_args import PretrainArgs
-from train.tasks import check_fits, keep_controller, set_up
-
-PLANNER = "planner.safetensors"
+from train.tasks import check_fits, keep_planner, set_up
 
 
 def load_demonstrations(args: PretrainArgs) -> E.Episodes:
@@ -107,9 +105,7 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
         "git": git_revision(),
     }
     planner = Planner(args.planner, dims, bundle.replace(weights=result.state.ema), None, 0, metadata)
-    if args.out:
-        save(args.out / PLANNER, planner)
-        keep_controller(args)
+    keep_planner(args, planner)
     metrics = {
         "loss": result.metrics.get("loss/train"),
         "validation_loss": result.metrics.get("loss/validation"),

@@ -26,7 +26,7 @@ from train.finetune import note, tuned
 from train.keeping import Best
 from train.learning import Pace, described, learn, on_the_way, reached, success_of, telling
 from train.learning_report import read_curve
-from train.pretrain import PLANNER
+from train.names import PLANNER
 from train.task_args import RefineArgs
 from train.tasks import HumanoidStage
 

@@ -14,14 +14,12 @@ from rdp_jax.algos import ppo
 from rdp_jax.algos.residual import Residual, ResidualActor, ResidualParams
 from rdp_jax.checkpoint import save_weights
 from rdp_jax.config import ConfigError
-from rdp_jax.planner import save
 from train.actors import CORRECTION
 from train.attempt import Attempt
 from train.controller import export
 from train.learning import Pace, described, learn, success_of
-from train.pretrain import PLANNER
 from train.task_args import FinetuneArgs
-from train.tasks import keep_controller
+from train.tasks import keep_planner
 
 
 def run_residual(args: FinetuneArgs) -> dict[str, Any]:
@@ -51,10 +49,9 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     learned = jax.device_get(export(state))
     count = int(state.iteration)
     final = attempt.chosen(planner)
+    keep_planner(args, final)
     if args.out:
         described_as = {**described(args, planner, count), "scale": args.residual_scale}
-        save(args.out / PLANNER, final)
-        keep_controller(args)
         save_weights(args.out / CORRECTION, learned, described_as)
     second: dict[str, Any] = {}
     if args.trials:

@@ -23,9 +23,10 @@ from envs.wrappers import AutoReset
 from rdp_jax.config import ConfigError
 from rdp_jax.evaluate import first_episodes
 from rdp_jax.nets.build import GAUSSIAN
-from rdp_jax.planner import Planner, load
+from rdp_jax.planner import Planner, load, save
 from train import output
 from train.controller import act, load_part
+from train.names import PLANNER
 from train.rollouts import EVALUATION_STREAM, PlannerPlayer, Played, Theatre, evaluate, report
 from train.sampling import with_first_std
 from train.task_args import TaskFlags, Watched
@@ -71,12 +72,15 @@ def load_controller(args: TaskFlags, scene: Scene) -> dict[str, Any]:
     return {part: load_part(part, getattr(args, part), bool(scene.platforms)) for part in ("legs", "hands")}
 
 
-def keep_controller(args: TaskFlags) -> None:
-    """Copies the parts of the controller that were given into `--out`, where whoever plays what was learned under them looks."""
+def keep_planner(args: TaskFlags, planner: Planner) -> None:
+    """Saves `planner` into `--out`, and beside it the parts of the controller that were given: whoever plays it looks there for
+    what it learned under.  Does nothing without `--out`."""
+    if args.out is None:
+        return
+    save(args.out / PLANNER, planner)
     for part in ("legs", "hands"):
-        given = getattr(args, part)
-        kept = args.out / f"{part}.safetensors" if args.out and given else None
-        if kept is not None and kept.resolve() != given.resolve():
+        given, kept = getattr(args, part), args.out / f"{part}.safetensors"
+        if given is not None and kept.resolve() != given.resolve():
             shutil.copyfile(given, kept)
 
 
@@ -279,9 +283,9 @@ def find_planner(run: Path | None, task: str, which: str = "finetuned") -> Plann
     Raises `ConfigError` or `CheckpointError`.
     """
     if run is not None:
-        path = run / "planner.safetensors" if run.is_dir() else run
+        path = run / PLANNER if run.is_dir() else run
         if not path.is_file():
-            raise ConfigError("run", str(run), "a planner file, or a run directory with planner.safetensors")
+            raise ConfigError("run", str(run), f"a planner file, or a run directory with {PLANNER}")
     else:
         path = shipped(task, which)
         if which == "finetuned" and not path.is_file():

@@ -18,7 +18,7 @@ from train.actors import NOISE_ACTOR
 from train.cli import main
 from train.sampling import with_first_std
 from train.task_args import TaskFlags
-from train.tasks import GymStage, keep_controller
+from train.tasks import GymStage, keep_planner
 
 TINY_NET = ["--planner.net.sizes", "32", "32", "32"]
 
@@ -215,14 +215,17 @@ def test_planners_without_noise_are_no_start_where_there_is_nothing_else_to_choo
     assert "--algo: got 'dppo', allowed: gaussian-ppo" in capsys.readouterr().err
 
 
-def test_the_controller_under_which_a_planner_learned_lies_beside_it(tmp_path):
+def test_the_controller_under_which_a_planner_learned_lies_beside_it(planner, tmp_path):
     given, out = tmp_path / "hands.safetensors", tmp_path / "out"
     out.mkdir()
     given.write_bytes(b"weights")
-    keep_controller(TaskFlags(out=out, hands=given))
-    assert [place.name for place in out.iterdir()] == ["hands.safetensors"]
+    learned = load(planner / "planner.safetensors")
+    keep_planner(TaskFlags(hands=given), learned)  # nowhere to put anything
+    assert not list(out.iterdir())
+    keep_planner(TaskFlags(out=out, hands=given), learned)
+    assert {place.name for place in out.iterdir()} == {"hands.safetensors", "planner.safetensors"}
     assert TaskFlags().under_controller_of(out).hands.read_bytes() == b"weights"
-    keep_controller(TaskFlags(out=out, hands=out / "hands.safetensors"))  # of a run that began from where it is
+    keep_planner(TaskFlags(out=out, hands=out / "hands.safetensors"), learned)  # of a run that began from where it is
     assert (out / "hands.safetensors").read_bytes() == b"weights"
 
 
