@@ -125,10 +125,10 @@ def run_train(args: TrainArgs) -> dict[str, Any]:
     # What may differ between a run and its resumption is left out.
     recorded = to_dict(without_paths(dataclasses.replace(args, resume=False, json=False, iterations=1, minutes=None)))
     recorded["weights"] = {name: fingerprint(w) for name, w in (("init", given), ("partner", partner)) if w is not None}
-    run = Run(args.out, recorded, args.resume, asked=to_dict(args)) if args.out else None
     state = ppo.init(jax.random.key(args.seed), args.ppo, vector, params, mesh)
     if given is not None and args.init is not None:
         state = start_from(state, given, args.init)
+    run = Run(args.out, recorded, args.resume, asked=to_dict(args)) if args.out else None
     if run:
         state = run.restore(state)
     update = ppo.make_update(args.ppo, vector, mesh)
