@@ -37,7 +37,7 @@ class PlannerBase:
         steps = ddim_steps or min(config.diffusion.ddim_steps, config.diffusion.steps)
         if steps > config.diffusion.steps:
             raise ConfigError("ddim_steps", steps, f"1 .. {config.diffusion.steps} (the planner's own steps)")
-        diffusion = dataclasses.replace(config.diffusion, sampler="ddim", ddim_steps=steps)
+        diffusion = dataclasses.replace(config.diffusion, sampler="ddim", ddim_steps=steps, step_noise=0.0)
         self.config, self.dims = config, dims
         self.noise_shape = (config.horizon, dims.action)
         self.chunk_dim = config.executed * dims.action

@@ -10,13 +10,13 @@ from typing import Any
 from rdp_jax.algos.loop import Result
 from rdp_jax.checkpoint import fingerprint
 from rdp_jax.config import to_dict
-from rdp_jax.planner import Planner
+from rdp_jax.planner import Planner, PlannerConfig
 from rdp_jax.runs import Run
 from train import output
 from train.keeping import CHOOSING
 from train.learning import EvaluationLog, outcome, settings, start_planner
 from train.names import of_t1
-from train.sampling import exploring, with_first_std
+from train.sampling import FINAL, as_asked, exploring, with_noise
 from train.task_args import Sampling
 from train.tasks import check_fits, set_up, weights_of
 
@@ -44,9 +44,9 @@ class Attempt:
     def __init__(self, args: Any, algo: str):
         self.args, self.started = args, time.monotonic()
         self.given = start_planner(args, algo)
-        quieter = with_first_std(self.given, getattr(args, "first_std", None))
-        self.same = quieter is self.given
-        self.planner = exploring(quieter, args) if isinstance(args, Sampling) else quieter
+        sampled = as_asked(self.given, args) if isinstance(args, Sampling) else self.given
+        self.same = sampled is self.given
+        self.planner = exploring(sampled, args) if isinstance(args, Sampling) else sampled
         self.finished(self.planner)  # refuses what cannot be
         self.stage = set_up(args, self.given.config.history, record=args.out is not None)
         check_fits(self.given, self.stage.env)
@@ -56,29 +56,39 @@ class Attempt:
         self.before: dict[str, Any] = {}
         self.untrained: dict[str, Any] = {}
         self.untrained_final: dict[str, Any] = {}
-        self.final_scores: dict[str, float] = {}
+        self.final_scores: dict[str, dict[str, float]] = {}
 
-    def finished(self, planner: Planner, std: float | None = None) -> Planner:
-        """`planner` with this std of the first sample, or with the first one of `--final-std` (without any: its own)."""
-        given = getattr(self.args, "final_std", ())
-        return with_first_std(planner, given[0] if std is None and given else std, "final_std")
+    def finished(self, planner: Planner, **choice: float) -> Planner:
+        """`planner` with the noise in use of `choice`, by flag (`FINAL`); of a flag that is not in it, with the first value that
+        was given (without any: its own)."""
+        for flag, name in FINAL.items():
+            first = next(iter(getattr(self.args, flag, ())), None)
+            planner = with_noise(planner, name, choice.get(flag, first), flag)
+        return planner
 
     def chosen(self, planner: Planner, under: AbstractContextManager | None = None) -> Planner:
-        """What comes out: `planner` with that std of `--final-std` with which it is best (of equals, the first), on the starts
-        that `--keep best` chooses on, which are not those of the final judgement; and the judgement of `self.planner` sampled
-        alike, with nothing learned.
+        """What comes out: `planner` with the noise in use with which it is best (of equals, the first), on the starts that
+        `--keep best` chooses on, which are not those of the final judgement: first one of `--final-std`, then one of
+        `--final-noise`; and the judgement of `self.planner` sampled alike, with nothing learned.
 
         Args:
           planner: what was learned.
           under: of the stage, while it chooses (`HumanoidStage.under`).
         """
-        stds = getattr(self.args, "final_std", ())
-        if len(stds) > 1:
-            with under or nullcontext():
-                scores = {std: self._score(self.finished(planner, std)) for std in stds}
-            self.final_scores = {f"{std:g}": score for std, score in scores.items()}
-            stds = (max(stds, key=scores.__getitem__),)
-        out, alike = (self.finished(p, *stds) for p in (planner, self.planner))
+        choice: dict[str, float] = {}
+        judged: dict[PlannerConfig, float] = {}
+        with under or nullcontext():
+            for flag in FINAL:
+                values = getattr(self.args, flag, ())
+                if len(values) > 1:
+                    candidates = {value: self.finished(planner, **{**choice, flag: value}) for value in values}
+                    for candidate in candidates.values():
+                        if candidate.config not in judged:
+                            judged[candidate.config] = self._score(candidate)
+                    scores = {value: judged[candidate.config] for value, candidate in candidates.items()}
+                    self.final_scores[flag] = {f"{value:g}": score for value, score in scores.items()}
+                    choice[flag] = max(scores, key=scores.__getitem__)
+        out, alike = (self.finished(p, **choice) for p in (planner, self.planner))
         if alike is not self.planner:
             self.untrained_final = self.log.judge("untrained, sampled as after", alike)
         return out
@@ -108,8 +118,8 @@ class Attempt:
         return state
 
     def chosen_std(self) -> dict[str, Any]:
-        """What a summary says about the choice of `chosen`, if there was one."""
-        return {"final_std_scores": self.final_scores} if self.final_scores else {}
+        """What a summary says about the choices of `chosen`, if there were any."""
+        return {f"{flag}_scores": scores for flag, scores in self.final_scores.items()}
 
     def judged_before(self) -> dict[str, dict[str, Any]]:
         """The judgements of what was there before anything was learned, by their suffix in a summary."""

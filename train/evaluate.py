@@ -11,9 +11,10 @@ from rdp_jax.planner import Actor
 from rdp_jax.steer import NoiseActor
 from train import output
 from train.actors import find_actor
+from train.args import left_out
 from train.names import of_t1
 from train.rollouts import ExpertPlayer
-from train.sampling import exploring, with_first_std
+from train.sampling import as_asked, exploring
 from train.task_args import EvalArgs
 from train.tasks import HumanoidStage, check_fits, find_planner, set_up
 
@@ -29,12 +30,13 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
         player = ExpertPlayer(make_expert(args.task, stage.env))
         found = stage.judge_player(player, None, args.seed, args.trials, args.num_envs)
     else:
-        planner = with_first_std(find_planner(args.run, args.task, args.which), args.first_std)
+        planner = as_asked(find_planner(args.run, args.task, args.which), args)
         stage = set_up(args, planner.config.history)
         check_fits(planner, stage.env)
         actor, weights = find_actor(args.run, planner)
-        if args.first_std is not None and isinstance(actor, NoiseActor):
-            raise ConfigError("first_std", args.first_std, "left out (an actor chooses the noise of this run)")
+        if isinstance(actor, NoiseActor):
+            for name in ("first_std", "step_noise"):
+                left_out(args, name, False, "an actor chooses the noise of this run")
         if args.explores:
             if not isinstance(actor, Actor):
                 raise ConfigError(

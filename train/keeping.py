@@ -8,6 +8,7 @@ import jax
 
 from rdp_jax.checkpoint import load_weights, save_weights
 from train.learning import scores
+from train.sampling import FINAL
 from train.task_args import Watched
 
 CHOOSING = 2_000_000  # added to the seed: what is judged best on the starts that chose it would look better than it is
@@ -30,7 +31,8 @@ class Best:
         self.seed = args.seed + CHOOSING * self.on
         self.file = args.out / FILE if self.on and args.out else None
         self.tree, self.iteration, self.score = first, 0, float("-inf")
-        self.judged = {"trials": args.trials, "first_std": list(getattr(args, "final_std", ())[:1])}
+        final = {name: list(getattr(args, flag, ())[:1]) for flag, name in FINAL.items()}
+        self.judged = {"trials": args.trials, **final}
         if self.file and args.resume and self.file.is_file():
             tree, found = load_weights(self.file, first)
             if found.get("judged") == self.judged:  # else the scores are no match for those to come

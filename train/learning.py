@@ -52,6 +52,7 @@ def settings(args: Any) -> dict[str, Any]:
         "eval_every": 0,
         "keep": "last",
         "final_std": None,
+        "final_noise": None,
         "controls": False,
         "tickets": 32,
     }

@@ -44,6 +44,7 @@ MEANING = {
     "planner alone": "the planner that was learned, under the controller as it was",
     "after": "everything that was learned",
 }
+CHOSEN = {"final_std": "The std of the first sample", "final_noise": "The share of the exploration noise that stays"}
 
 
 def read_curve(out: Path | None) -> list[dict[str, Any]]:
@@ -133,10 +134,11 @@ def write(
         caption=f"{' / '.join(map(str, sorted(trials)))} fresh starts, the same ones in every column; 95 % intervals",
     )
     page.add_text("\n".join(f"- **{name}**: {MEANING[name]}" for name in stages if name in MEANING))
-    scores = record["metrics"].get("final_std_scores", {})
-    if scores:
-        said = ", ".join(f"{std}: {score:.3f}" for std, score in scores.items())
-        page.add_text(f"The std of the first sample was chosen by success on other starts ({said}).")
+    for flag, meant in CHOSEN.items():
+        scores = record["metrics"].get(f"{flag}_scores", {})
+        if scores:
+            said = ", ".join(f"{value}: {score:.3f}" for value, score in scores.items())
+            page.add_text(f"{meant} was chosen by success on other starts ({said}).")
     page.add_section("Where episodes are lost")
     names = [name for name in env.task.stages if any(name in f["failures_by_stage"] for f in stages.values())]
     lost = [

@@ -10,19 +10,34 @@ from rdp_jax.nets.build import GAUSSIAN
 from rdp_jax.planner import Planner
 from train.task_args import Sampling
 
+FINAL = {"final_std": "first_std", "final_noise": "step_noise"}
+"""Flags of what comes out of learning: what each of them sets."""
+LACKS = {"first_std": "has no first sample", "step_noise": "does not denoise"}
 
-def with_first_std(planner: Planner, first_std: float | None, flag: str = "first_std") -> Planner:
-    """`planner` with another std of the first sample; itself if that is what it has.
 
-    Raises `ConfigError` naming the `flag` where the planner has no first sample.
+def with_noise(planner: Planner, name: str, value: float | None, flag: str = "") -> Planner:
+    """`planner` with another `first_std` or `step_noise` (`DiffusionConfig`); itself if that is what it has, or for `None`.
+
+    Raises `ConfigError` naming the `flag` (left out: as the field) where the planner is no diffusion planner.
     """
     config = planner.config
-    if first_std is None or first_std == config.diffusion.first_std:
+    if value is None or value == getattr(config.diffusion, name):
         return planner
     if config.net.kind in GAUSSIAN:
-        raise ConfigError(flag, first_std, f"left out (a {config.net.kind} planner has no first sample)")
-    diffusion = dataclasses.replace(config.diffusion, first_std=first_std)
+        raise ConfigError(flag or name, value, f"left out (a {config.net.kind} planner {LACKS[name]})")
+    other: dict[str, Any] = {name: value}
+    diffusion = dataclasses.replace(config.diffusion, **other)
     return dataclasses.replace(planner, config=dataclasses.replace(config, diffusion=diffusion))
+
+
+def with_first_std(planner: Planner, first_std: float | None) -> Planner:
+    """See `with_noise`."""
+    return with_noise(planner, "first_std", first_std)
+
+
+def as_asked(planner: Planner, args: Sampling) -> Planner:
+    """`planner` with the noise in use that `args` name; itself if that is what it has."""
+    return with_noise(with_first_std(planner, args.first_std), "step_noise", args.step_noise)
 
 
 def exploring(planner: Planner, args: Sampling) -> Planner:

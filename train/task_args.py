@@ -61,6 +61,9 @@ class Sampling(Common):
     """Flags that say how plans are sampled, exploring or not; left out: the planner's own (`DiffusionConfig`)."""
 
     first_std: float | None = optional(0.0, 10.0, "std of the first sample; in fine-tuning from its start on")
+    step_noise: float | None = optional(
+        0.0, 1.0, "share of the exploration noise of each denoising step that is kept in use (0: none)"
+    )
     explore_std: float | None = optional(1e-4, 1.0, "least std of a sampled step, in normalised action units")
     explore_correlation: float | None = optional(
         0.0,
@@ -74,8 +77,13 @@ class Sampling(Common):
     )
 
     @property
+    def chooses_noise(self) -> bool:
+        """Whether any flag of the noise in use was given."""
+        return not (self.first_std is self.step_noise is None)
+
+    @property
     def explores(self) -> bool:
-        """Whether any of them was given."""
+        """Whether any flag of exploration was given."""
         return not (self.explore_std is self.explore_correlation is self.explore_eta is None)
 
 
@@ -164,7 +172,7 @@ class EvalArgs(Sampling, PlayerFlags):
 
     def check(self) -> None:
         super().check()
-        if self.which == "expert" and (self.explores or self.first_std is not None):
+        if self.which == "expert" and (self.explores or self.chooses_noise):
             raise ConfigError("which", self.which, "pretrained | finetuned, with flags of sampling")
 
 
@@ -341,6 +349,11 @@ class LearnedSampling(Sampling, Watched):
         "std of the first sample of the planner that comes out (0 .. 10; left out: the one with which it learned); of several, "
         "the best on starts that choose it",
     )
+    final_noise: tuple[float, ...] = said(
+        (),
+        "share of the exploration noise that the planner that comes out keeps in its denoising steps (0 .. 1; left out: as "
+        "--step-noise); of several, the best on the same starts, with the std that is best with the first of them",
+    )
     practice_range: float | None = optional(
         0.0, 10.0, "spread of the starts while learning (T1 tasks; left out: as judged, --start-range)"
     )
@@ -358,10 +371,12 @@ class LearnedSampling(Sampling, Watched):
             raise ConfigError("practice_range", self.practice_range, f"left out ({task} has no such starts)")
         if self.practice_radius is not None and task != "transport":
             raise ConfigError("practice_radius", self.practice_radius, f"left out ({task} has no such radius)")
-        if not all(0.0 <= std <= 10.0 for std in self.final_std):
-            raise ConfigError("final_std", self.final_std, "numbers, 0 .. 10")
-        if len(self.final_std) > 1 and not self.trials:
-            raise ConfigError("final_std", self.final_std, "one number, or --trials above 0")
+        for name, most in (("final_std", 10.0), ("final_noise", 1.0)):
+            given = getattr(self, name)
+            if not all(0.0 <= value <= most for value in given):
+                raise ConfigError(name, given, f"numbers, 0 .. {most:g}")
+            if len(given) > 1 and not self.trials:
+                raise ConfigError(name, given, "one number, or --trials above 0")
 
 
 def starting_planner() -> Any:
@@ -404,8 +419,9 @@ class FinetuneArgs(LearnedSampling, TaskFlags):
         left_out(self, "residual_scale", self.algo == "residual", "it is about --algo residual")
         if self.algo == "residual" and self.explores:
             raise ConfigError("algo", self.algo, "dppo | gaussian-ppo, with flags of exploration")
-        if self.algo == "residual" and len(self.final_std) > 1:
-            raise ConfigError("final_std", self.final_std, "one number (of --algo residual)")
+        for name in ("final_std", "final_noise"):
+            if self.algo == "residual" and len(getattr(self, name)) > 1:
+                raise ConfigError(name, getattr(self, name), "one number (of --algo residual)")
         if self.algo == "residual" and self.eval_every:
             raise ConfigError("eval_every", self.eval_every, "0 (a correction is not judged on the way)")
 

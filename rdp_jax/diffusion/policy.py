@@ -157,9 +157,8 @@ class DiffusionPolicy:
 
     def _mode(self, explore: bool, noise: Array) -> tuple[Table, Array]:
         """The steps of sampling with or without exploration, and their noise from independent `noise (S, B, Ta, Da)`."""
-        if not explore:
-            return self.evaluating, noise
-        return self.exploring, smooth.colour(noise, self.exploring.rho) if self.config.correlation else noise
+        table = self.exploring if explore else self.evaluating
+        return table, smooth.colour(noise, table.rho) if table.rho.any() else noise
 
     def _denoise(self, predict: Predict, table: Table, x: Array, noise: Array) -> tuple[Array, Array]:
         return denoise(predict, table, x, noise, self.config.clip_x0, self.config.noise_clip)

@@ -1,5 +1,7 @@
 """Schedule, samplers and likelihood against float64 oracles and against known distributions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,31 @@ def test_noise_rules_of_the_modes():
     assert not schedule.evaluate(ddim).std.any() and schedule.explore(ddim).std.min() == pytest.approx(0.1)
     # The mean is that of the unfloored std, in both.
     np.testing.assert_array_equal(explore.q, evaluate.q)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_exploration_noise_may_stay_in_use_all_of_it_or_a_share(sampler):
+    config = DiffusionConfig(steps=100, sampler=sampler, min_std=0.04, correlation=0.5)
+    explore = schedule.explore(config)
+
+    def used(share):
+        return schedule.evaluate(dataclasses.replace(config, step_noise=share))
+
+    jax.tree.map(np.testing.assert_array_equal, used(1.0), explore)
+    half = used(0.5)
+    assert half.std[-1] == pytest.approx(0.02) and half.rho[-1] == 0.5
+    least = schedule.evaluate(config).std
+    assert (half.std >= least).all() and (half.std <= explore.std).all()
+    if sampler == "ddim":  # DDPM's own noise is no exploration
+        np.testing.assert_allclose(half.std[:3], 0.5 * explore.std[:3])
+
+
+def test_a_planner_that_keeps_its_noise_samples_as_while_exploring():
+    kept, quiet = make(step_noise=1.0, correlation=0.5), make(correlation=0.5)
+    params, obs, key = quiet.init(jax.random.key(0), OBS), jnp.ones((3, OBS)), jax.random.key(1)
+    exploring = quiet.sample(params, obs, key, explore=True)
+    np.testing.assert_array_equal(kept.sample(params, obs, key), exploring)
+    assert float(jnp.abs(quiet.sample(params, obs, key) - exploring).max()) > 1e-3
 
 
 def test_likelihood_equals_the_oracle(data):

@@ -23,6 +23,7 @@ from rdp_jax.steer import FunctionBase, PlannerBase
 DIMS, HISTORY, TA, TE, ROWS = Dims(5, 3), 2, 4, 2, 7
 DDIM = DiffusionConfig(steps=8, sampler="ddim", ddim_steps=2, first_std=0.5)
 DDPM = DiffusionConfig(steps=4, sampler="ddpm")
+NOISY = dataclasses.replace(DDIM, step_noise=0.5, correlation=0.5)  # keeps some of its exploration
 
 
 def config(kind, diffusion=DDIM):
@@ -57,7 +58,15 @@ def compared(actor, weights, tmp_path, batch=2):
 
 @pytest.mark.parametrize(
     ("kind", "diffusion"),
-    [("dit", DDIM), ("mlp", DDIM), ("mlp", DDPM), ("unet", DDIM), ("lstm", DDIM), ("gaussian-mlp", DDIM)],
+    [
+        ("dit", DDIM),
+        ("mlp", DDIM),
+        ("mlp", DDPM),
+        ("mlp", NOISY),
+        ("unet", DDIM),
+        ("lstm", DDIM),
+        ("gaussian-mlp", DDIM),
+    ],
 )
 def test_every_kind_of_planner(kind, diffusion, tmp_path):
     planner = config(kind, diffusion)
@@ -65,7 +74,7 @@ def test_every_kind_of_planner(kind, diffusion, tmp_path):
     wanted, found, inputs = compared(actor, (bundle_of(planner), ()), tmp_path)
     assert found.shape == (ROWS, TE * DIMS.action) and np.ptp(wanted, axis=0).min() > 1e-3  # it depends on its inputs
     np.testing.assert_allclose(found, wanted, atol=2e-5)
-    names = {"lstm": 1, "gaussian-mlp": 1}.get(kind, 2 + (diffusion is DDPM))
+    names = {"lstm": 1, "gaussian-mlp": 1}.get(kind, 2 + (diffusion is not DDIM))
     assert len(inputs) == names
 
 
@@ -78,7 +87,7 @@ def test_frozen_and_tuned_steps(tmp_path):
     assert np.abs(wanted - alone).max() > 1e-2  # the frozen weights have a say
 
 
-@pytest.mark.parametrize("diffusion", [DDIM, DDPM])
+@pytest.mark.parametrize("diffusion", [DDIM, DDPM, NOISY])
 def test_what_is_drawn_from_keys_is_what_acts(diffusion):
     planner = config("mlp", diffusion)
     actor, bundle, keys = Actor(planner, DIMS), bundle_of(planner), jax.random.split(jax.random.key(3), ROWS)

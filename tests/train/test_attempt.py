@@ -29,9 +29,10 @@ class Stage:
         self.learned = False
 
     def judge(self, planner, seed, trials):
-        std = planner.config.diffusion.first_std
-        self.seen.append((std, seed, trials, self.learned))
-        return {"score": self.scores[std], "success_rate": self.scores[std]}
+        noise = planner.config.diffusion
+        at = (noise.first_std, noise.step_noise) if noise.step_noise else noise.first_std
+        self.seen.append((at, seed, trials, self.learned))
+        return {"score": self.scores[at], "success_rate": self.scores[at]}
 
 
 class Log:
@@ -85,6 +86,21 @@ def test_the_best_std_comes_out_and_what_has_learned_nothing_is_judged_alike():
     assert made.untrained_final["success_rate"] == 0.9
 
 
+def test_the_best_share_of_noise_is_chosen_with_the_best_std_and_nothing_is_judged_twice():
+    scores = {0.5: 0.6, 0.0: 0.7, (0.0, 1.0): 0.9, (0.0, 0.5): 0.8}
+    made = attempt(scores, final_std=(0.5, 0.0), final_noise=(0.0, 1.0, 0.5))
+    out = made.chosen(made.planner, made.stage.under()).config.diffusion
+    assert (out.first_std, out.step_noise) == (0.0, 1.0)
+    assert [at for at, *_ in made.stage.seen] == [0.5, 0.0, (0.0, 1.0), (0.0, 0.5), (0.0, 1.0)]
+    assert made.chosen_std() == {
+        "final_std_scores": {"0.5": 0.6, "0": 0.7},
+        "final_noise_scores": {"0": 0.7, "1": 0.9, "0.5": 0.8},
+    }
+    assert made.untrained_final["success_rate"] == 0.9
+    alone = attempt({0.5: 0.6, (0.5, 1.0): 0.5}, final_noise=(1.0, 0.0))
+    assert alone.chosen(alone.planner) is alone.planner and len(alone.stage.seen) == 2
+
+
 def test_a_single_std_is_not_chosen_and_its_own_needs_no_other_judgement():
     one = attempt({0.0: 0.7}, final_std=(0.0,))
     assert std_of(one.chosen(one.planner)) == 0.0 and one.stage.seen == [(0.0, 3, 10, False)]
@@ -101,10 +117,12 @@ def test_a_single_std_is_not_chosen_and_its_own_needs_no_other_judgement():
         (RefineArgs, {"final_std": (float("nan"),)}),
         (RefineArgs, {"final_std": (0.5, 0.0), "trials": 0}),
         (FinetuneArgs, {"final_std": (0.5, 0.0), "algo": "residual"}),
+        (RefineArgs, {"final_noise": (0.0, 1.1)}),
+        (FinetuneArgs, {"final_noise": (0.0, 1.0), "algo": "residual"}),
     ],
 )
 def test_what_cannot_be_chosen_from_is_refused(kind, flags):
-    with pytest.raises(ConfigError, match="final_std"):
+    with pytest.raises(ConfigError, match=next(iter(flags))):
         validate(kind(**flags))
 
 

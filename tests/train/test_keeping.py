@@ -38,7 +38,7 @@ def test_a_resumed_run_knows_the_best_so_far(tmp_path):
     assert iteration == 4 and value(found) == 4
 
 
-@pytest.mark.parametrize("other", [{"trials": 16}, {"final_std": (0.5, 0.0)}])
+@pytest.mark.parametrize("other", [{"trials": 16}, {"final_std": (0.5, 0.0)}, {"final_noise": (1.0,)}])
 def test_what_was_judged_in_another_way_is_no_match(tmp_path, other):
     Best(args(tmp_path, keep="best"), tree(0)).offer(4, {"score": 1.0}, tree(4))
     again = Best(args(tmp_path, keep="best", resume=True, **other), tree(0))

@@ -73,7 +73,12 @@ def test_the_page_holds_figures_curve_and_replay(stage, tmp_path):
         "command": "refine",
         "task": "pickup",
         "seed": 7,
-        "metrics": {"iterations": 3, "env_steps": 480, "final_std_scores": {"0.5": 0.75, "0": 0.875}},
+        "metrics": {
+            "iterations": 3,
+            "env_steps": 480,
+            "final_std_scores": {"0.5": 0.75, "0": 0.875},
+            "final_noise_scores": {"1": 0.9},
+        },
         "wall_s": 90.0,
         "device": "cpu",
         "versions": {"jax": "1"},
@@ -92,6 +97,7 @@ def test_the_page_holds_figures_curve_and_replay(stage, tmp_path):
         "Success with exploration noise",
         "judged on the way",
         "0.5: 0.750, 0: 0.875",
+        "share of the exploration noise that stays was chosen by success on other starts (1: 0.900)",
         "rdp refine",
     ):
         assert word in page

@@ -7,7 +7,7 @@ import pytest
 from rdp_jax.config import ConfigError
 from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import Planner, PlannerConfig
-from train.sampling import exploring, with_first_std
+from train.sampling import as_asked, exploring, with_first_std, with_noise
 from train.task_args import EvalArgs, task_planner
 
 
@@ -19,6 +19,7 @@ def test_nothing_said_is_the_planners_own():
     given = planner(task_planner())
     assert not EvalArgs().explores and exploring(given, EvalArgs()).config == given.config
     assert with_first_std(given, None) is given and with_first_std(given, 1.0) is given
+    assert as_asked(given, EvalArgs()) is given and as_asked(given, EvalArgs(step_noise=0.0)) is given
 
 
 def test_what_is_said_goes_into_the_planner():
@@ -27,6 +28,9 @@ def test_what_is_said_goes_into_the_planner():
     expected = dataclasses.replace(task_planner().diffusion, min_std=0.07, correlation=0.5, eta=0.25)
     assert args.explores and found == expected
     assert EvalArgs(explore_correlation=0.0).explores  # nought is something said
+    used = as_asked(planner(task_planner()), EvalArgs(first_std=0.5, step_noise=1.0)).config.diffusion
+    assert used == dataclasses.replace(task_planner().diffusion, first_std=0.5, step_noise=1.0)
+    assert EvalArgs(step_noise=0.0).chooses_noise and not EvalArgs(explore_std=0.1).chooses_noise
     assert with_first_std(planner(task_planner()), 0.5).config.diffusion.first_std == 0.5
 
 
@@ -39,5 +43,5 @@ def test_a_planner_of_whole_chunks_has_a_std_and_no_first_sample():
         exploring(chunks, EvalArgs(explore_eta=0.25))
     with pytest.raises(ConfigError, match="first_std"):
         with_first_std(chunks, 0.5)
-    with pytest.raises(ConfigError, match="final_std"):
-        with_first_std(chunks, 0.5, "final_std")
+    with pytest.raises(ConfigError, match="final_noise"):
+        with_noise(chunks, "step_noise", 0.5, "final_noise")
