@@ -103,9 +103,17 @@ def _collect(s: Settings, episodes: int, *more: str) -> Step:
 QUIET = ("--first-std", "0.5")
 CHOICE = ("--final-std", "0.5", "0.25", "0")
 """Of what was learned: some tasks are won best without noise, others need it to get unstuck (docs/refine.md)."""
+KEPT = {"transport": ("--final-noise", "0", "1")}
+"""Where what was learned has come to need the noise with which it learned."""
 SLOW = ("stairs", "transport")
-PACE = dict.fromkeys(SLOW, ("--dppo.gamma", "0.99", "--dppo.kl-goal", "0.04", "--dppo.actor-lr", "9e-6"))
-"""Where little of the gradient is signal: less of a step, and more of them (docs/refine.md)."""
+PACE = {
+    "stairs": ("--dppo.gamma", "0.99", "--dppo.kl-goal", "0.04", "--dppo.actor-lr", "9e-6"),
+    "transport": (
+        *("--dppo.gamma", "0.99", "--dppo.kl-goal", "0.04", "--dppo.actor-lr", "4e-6", "--dppo.critic-warmup", "3"),
+        *("--practice-radius", "0.08", "--practice-dt", "0.01"),
+    ),
+}
+"""Where little of the gradient is signal: less of a step, and more of them; and a goal stricter than the judged one."""
 
 
 def turns(controller: int, planner: int) -> tuple[str, ...]:
@@ -122,15 +130,20 @@ WIDE_MLP = ("--net", "mlp", "--planner.net.sizes", "768", "768", "768")
 START = ("--planner", "{dit}/planner.safetensors")
 
 
+def _way(s: Settings) -> tuple[str, ...]:
+    """How a planner learns on the task, and what of it is chosen afterwards."""
+    return (*QUIET, *CHOICE, *KEPT.get(s.task, ()), *PACE.get(s.task, ()))
+
+
 def _dppo(s: Settings, name: str, *more: str, row: str = "") -> Step:
     """The planner alone."""
-    return _learn(s, "finetune", name, *more, *QUIET, *CHOICE, *PACE.get(s.task, ()), row=row)
+    return _learn(s, "finetune", name, *more, *_way(s), row=row)
 
 
 def _refine(s: Settings, name: str, *more: str, row: str = "", paper: str = "") -> Step:
     """Planner and controller."""
     rounds = () if ALONE[0] in more else TURNS.get(s.task, ())
-    return _learn(s, "refine", name, *QUIET, *CHOICE, *PACE.get(s.task, ()), *rounds, *more, row=row, paper=paper)
+    return _learn(s, "refine", name, *_way(s), *rounds, *more, row=row, paper=paper)
 
 
 def imitation(s: Settings) -> list[Step]:

@@ -24,7 +24,9 @@ def plan(name, task="pickup", **more):
     return args, reproduce.steps_of(args, 0)
 
 
-@pytest.mark.parametrize(("name", "task"), [*((name, "pickup") for name in sorted(RECIPES)), ("success", "stairs")])
+@pytest.mark.parametrize(
+    ("name", "task"), [*((name, "pickup") for name in sorted(RECIPES)), ("success", "stairs"), ("success", "transport")]
+)
 def test_every_step_parses(name, task, tmp_path):
     _, steps = plan(name, task)
     folder = tmp_path / "seed-0"
