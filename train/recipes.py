@@ -104,7 +104,7 @@ QUIET = ("--first-std", "0.5")
 CHOICE = ("--final-std", "0.5", "0.25", "0")
 """Of what was learned: some tasks are won best without noise, others need it to get unstuck (docs/refine.md)."""
 KEPT = {"transport": ("--final-noise", "0", "1")}
-"""Where what was learned has come to need the noise with which it learned."""
+"""Where what was learned may have come to need the noise with which it learned."""
 SLOW = ("stairs", "transport")
 PACE = {
     "stairs": ("--dppo.gamma", "0.99", "--dppo.kl-goal", "0.04", "--dppo.actor-lr", "9e-6"),

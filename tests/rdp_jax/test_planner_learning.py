@@ -282,6 +282,8 @@ def test_beyond_the_target_kl_the_actor_rests_and_the_critic_goes_on(vector, upd
     assert float(metrics["policy/resting"]) == 1.0 - 1.0 / (DPPO.epochs * DPPO.minibatches)
     assert 0.5 * DPPO.actor_lr < float(jnp.abs(moved["actor"]).max()) < 1.01 * DPPO.actor_lr
     assert float(jnp.abs(moved["critic"]).max()) > 2.0 * DPPO.critic_lr
+    following = dppo.Update(dataclasses.replace(DPPO, target_kl=0.0, kl_goal=100.0), whole.policy, vector)
+    assert float(following(make(), vector.default_params())[1]["policy/resting"]) == 0.0
 
 
 def test_the_target_kl_may_follow_the_goal():
