@@ -76,7 +76,8 @@ def controller_points(config: dict[str, Any], rows: Sequence[dict[str, Any]]) ->
     per_iteration = config["ppo"]["num_envs"] * config["ppo"]["unroll_length"]
     seconds = np.cumsum([row["time/iteration_s"] for row in rows])
     points = []
-    for block in np.array_split(np.arange(len(rows)), min(POINTS, len(rows))):
+    for indices in np.array_split(np.arange(len(rows)), min(POINTS, len(rows))):
+        block = indices.tolist()
         sums = {k: float(np.mean([rows[i][k] for i in block])) for k in rows[0] if k.startswith("env/")}
         last = block[-1]
         points.append(
