@@ -122,7 +122,7 @@ def turns(controller: int, planner: int) -> tuple[str, ...]:
 
 
 TURNS = {"pickup": turns(5, 5), **dict.fromkeys(SLOW, turns(2, 15))}
-"""Joint learning's rounds, where others than the default have been better; transport's best had 3 and 11 (docs/refine_log.md)."""
+"""Joint learning's rounds, where others than the default have been better (docs/refine_log.md)."""
 ALONE = turns(5, 0)  # the controller
 # A denoiser's layers must be wider than the chunk (276 numbers), whose noise has to pass through them; in 300 epochs 768 are not
 # enough either (docs/planner.md).

@@ -265,7 +265,7 @@ def task_dppo(preset: str) -> DPPOConfig:
     fell from 0.76 to 0.05 within four iterations, and a fixed rate of 5e-5 is a KL of 2.7 nat in a single step.  So the rate is
     adapted to a KL per iteration (docs/refine.md), and where the first rate is too large the actor rests beyond twice that KL: on
     the transport the first iteration would else be one of 0.95 nat.
-    Two passes over a rollout learn as much from it as four, at the rate that has the same KL, in three quarters of the time.
+    Two passes over a rollout learn as much from it as four, at the rate that has the same KL, in less time (docs/refine.md).
     Time runs out for good (the critic sees it running out), so a truncation is the end.
     """
     common: dict[str, Any] = {
