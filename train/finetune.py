@@ -40,17 +40,17 @@ def run_finetune(args: FinetuneArgs) -> dict[str, Any]:
     pace = Pace.of(config, env.spec, before.config.executed)
     update = dppo.Update(config, policy, vector, mesh)
 
-    best = Best(args, state.params["actor"])
+    best = Best(args, state.learned)
 
     def present(iteration, weights):
         return attempt.finished(tuned(before, weights, config, described(args, before, iteration)))
 
     def evaluate(state):
-        count, weights = int(state.iteration), jax.device_get(state.params["actor"])
+        count, weights = int(state.iteration), jax.device_get(state.learned)
         return best.offer(count, attempt.stage.judge(present(count, weights), best.seed, args.trials), weights)
 
     result, to_90 = learn("finetune", args, attempt.run, update, state, params, pace, note, evaluate)
-    kept, weights = best.choose(int(result.state.iteration), result.state.params["actor"])
+    kept, weights = best.choose(int(result.state.iteration), result.state.learned)
     after = attempt.chosen(present(kept, weights))
     keep_planner(args, after)
     second = attempt.log.judge("after", after)

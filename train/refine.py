@@ -192,7 +192,7 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
 
 def learned_by(state: joint.JointState) -> dict[str, Any]:
     """Weights of the planner's network, and of the controller as the environments want it."""
-    return {"planner": state.planner.params["actor"], "controller": joint.controller_of(state)}
+    return {"planner": state.planner.learned, "controller": joint.controller_of(state)}
 
 
 def said(metrics: dict[str, Any]) -> str:

@@ -111,6 +111,13 @@ class DPPOConfig:
         "KL per inner step, summed over the scored actions, beyond which the actor rests; 0: twice kl_goal",
         "nat",
     )
+    # Not in the reference.  Where most of a gradient is noise, the weights wander about what they have learned.
+    averaged: int = ranged(
+        0,
+        0,
+        10**6,
+        "iterations over which the denoiser that comes out is averaged, while the last one explores and learns; 0: the last one",
+    )
     anchor_coef: float = ranged(
         0.0, 0.0, 1e3, "weight of the KL towards the pre-trained policy, per element; 0 for none"
     )
@@ -162,6 +169,7 @@ class LearnerState:
 
     Attributes:
       params: `{"actor": denoiser, "critic"}`.
+      average: of the denoiser over its latest iterations, if the configuration averages; else nothing.
       base: the pre-trained planner: frozen weights of the first steps, and the bounds of observations and actions.
       opt_state: Adam moments, `{"actor", "critic"}`.
       normalizer: of the critic's observations; takes in a rollout before that is valued.
@@ -174,6 +182,7 @@ class LearnerState:
     """
 
     params: Mapping[str, Any]
+    average: Any
     base: Bundle
     opt_state: Mapping[str, Any]
     normalizer: normalize.Normalizer
@@ -185,6 +194,11 @@ class LearnerState:
     iteration: Array
     actor_lr: Array
     skipped: Array
+
+    @property
+    def learned(self) -> Any:
+        """Weights of the denoiser that comes out."""
+        return self.average or self.params["actor"]
 
 
 @struct.dataclass
@@ -250,6 +264,7 @@ def init(
         return parallel.strong(
             LearnerState(
                 params=params,
+                average=bundle.weights if config.averaged else {},
                 base=bundle,
                 opt_state={name: optax.scale_by_adam().init(p) for name, p in params.items()},
                 normalizer=normalize.create(dim),
@@ -320,6 +335,7 @@ class Update(Iteration):
         params, opt_state, skipped, losses = self._learn(state, batch, shuffle_key)
         new = state.replace(
             params=params,
+            average=self._averaged(state, params["actor"]),
             opt_state=opt_state,
             scale=scale,
             running=running,
@@ -334,6 +350,14 @@ class Update(Iteration):
             "guard/skipped_updates": skipped.astype(jnp.float32),
         }
         return new, metrics
+
+    def _averaged(self, state: LearnerState, actor: Any) -> Any:
+        """The average that follows `state` with the weights `actor`: the plain mean of as many iterations as it is to have,
+        those of the critic alone left out; from then on an exponential one."""
+        if not self.config.averaged:
+            return state.average
+        made = jnp.clip(state.iteration + 1 - self.config.critic_warmup, 1, self.config.averaged)
+        return jax.tree.map(lambda mean, new: mean + (new - mean) / made.astype(mean.dtype), state.average, actor)
 
     def _adapt(self, state: LearnerState, kl: Array) -> Array:
         """Actor's rate after an iteration that ended with this `kl`, which grows as the square of the rate.

@@ -167,6 +167,30 @@ def test_dppo_comes_near_the_optimum(planner, vector, updated):
         np.testing.assert_array_equal(a, b)
 
 
+def test_what_comes_out_is_the_average_of_the_latest_iterations(planner, vector):
+    bundle, _ = planner
+    config = dataclasses.replace(DPPO, num_envs=16, unroll_length=8, critic_warmup=1)
+    policy, params = make_policy(CONFIG, Dims(4, 2)), vector.default_params()
+
+    def learned(config):
+        """Weights after each of four iterations, those that explore and those that come out."""
+        state = dppo.init(jax.random.key(1), config, policy, bundle, vector, params)
+        update = dppo.Update(config, policy, vector)
+        for _ in range(4):
+            state, _ = update(state, params)
+            yield tuple(ravel_pytree(x)[0] for x in jax.device_get((state.params["actor"], state.learned)))
+
+    plain, plain_out = zip(*learned(config), strict=True)
+    last, out = zip(*learned(dataclasses.replace(config, averaged=2)), strict=True)
+    np.testing.assert_array_equal(plain, plain_out)
+    np.testing.assert_allclose(plain, last, rtol=1e-3, atol=1e-5)  # averaging changes nothing of what is learned
+    np.testing.assert_array_equal(last[0], ravel_pytree(bundle.weights)[0])  # the critic's own iteration
+    assert np.abs(last[2] - last[1]).max() > 1e-3
+    wanted = [last[0], last[1], (last[1] + last[2]) / 2]
+    wanted.append((wanted[2] + last[3]) / 2)
+    np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_one_and_four_devices_agree(planner, vector):
     bundle, _ = planner
     config = dataclasses.replace(DPPO, num_envs=16, unroll_length=8)
