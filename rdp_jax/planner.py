@@ -178,10 +178,12 @@ def load(path: Path | str) -> Planner:
         dims = Dims(**metadata["dims"])
         raw = tree["bundle"]
         bundle = Bundle(raw["weights"], MinMax(**raw["obs"]), MinMax(**raw["action"]))
+        tuned_steps = int(metadata.get("tuned_steps", 0))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is a damaged planner: {error}") from error
     wanted = jax.eval_shape(lambda: make_policy(config, dims).init(jax.random.key(0), config.history * dims.frame))
-    found = jax.tree.map(jnp.shape, bundle.weights)
-    if jax.tree.map(lambda x: x.shape, wanted) != found:
-        raise CheckpointError(f"{path}: weights do not fit the network that the file describes")
-    return Planner(config, dims, bundle, tree.get("base"), int(metadata.get("tuned_steps", 0)), metadata)
+    shapes = jax.tree.map(lambda x: x.shape, wanted)
+    for weights in (bundle.weights, *([tree.get("base")] if tuned_steps else [])):
+        if jax.tree.map(jnp.shape, weights) != shapes:
+            raise CheckpointError(f"{path}: weights do not fit the network that the file describes")
+    return Planner(config, dims, bundle, tree.get("base"), tuned_steps, metadata)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
 import fcntl
 import functools
@@ -87,14 +89,26 @@ def hold(path: Path) -> IO[str]:
 
 
 def new_directory(name: str) -> Path:
-    """A name not taken yet under `runs`."""
+    """Makes a directory under `runs`, so that no other process takes it; if nothing is in it in the end, it goes again."""
     base = Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
-    names = (base.with_name(f"{base.name}{mark}") for mark in ("", *(f"-{i}" for i in range(2, 100))))
-    return next(found for found in names if not found.exists())
+    for mark in ("", *(f"-{i}" for i in range(2, 1000))):
+        found = base.with_name(f"{base.name}{mark}")
+        try:
+            found.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        atexit.register(_remove_empty, found.resolve())
+        return found
+    raise RunError(f"{base} and a thousand names like it are taken")
+
+
+def _remove_empty(path: Path) -> None:
+    with contextlib.suppress(OSError):  # something is in it
+        path.rmdir()
 
 
 def free_directory(out: Path | None, name: str) -> Path:
-    """`out` if nothing is in it, or a `new_directory`; not made yet.  Raises `RunError`: nothing is overwritten."""
+    """`out` if nothing is in it, not made yet, or a `new_directory`.  Raises `RunError`: nothing is overwritten."""
     out = out or new_directory(name)
     if out.exists() and any(out.iterdir()):
         raise RunError(f"{out} is not empty; choose another directory")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scenarios import SCENARIOS
-from rdp_jax.config import ConfigError, chosen, ranged
-from train.names import OUTSIDE, PLANNER, T1_TASKS, TASKS
+from rdp_jax.config import ConfigError, chosen, difference, ranged, to_dict
+from train.names import OUTSIDE, PLANNER, T1_TASKS, TASKS, of_t1
 from train.recipes import FRESH_STARTS, RECIPES
 
 BACKENDS = ("auto", "native", "mjx", "warp")
@@ -97,6 +97,16 @@ def left_out(args: Any, name: str, unless: bool, why: str) -> None:
     value = getattr(args, name)
     if not unless and value != type(args).__dataclass_fields__[name].default:
         raise ConfigError(name, value, f"left out ({why})")
+
+
+def as_usual(args: Any, name: str, unless: bool, why: str) -> None:
+    """As `left_out`, of a field whose default is that of the preset; of a config, naming the field in it."""
+    given, usual = (to_dict(getattr(x, name)) for x in (args, type(args).defaults(args.preset)))
+    for hidden in type(args).__dataclass_fields__[name].metadata.get("hidden", ()):  # no flags
+        given, usual = ({k: v for k, v in config.items() if k != hidden} for config in (given, usual))
+    found = None if unless else difference(given, usual, name)
+    if found:
+        raise ConfigError(found[0], found[1], f"left out ({why})")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,8 +245,9 @@ class ReproduceArgs(Common):
         super().check()
         for name, table in (("wide", "ood"), ("iterations", "gym")):
             left_out(self, name, self.name == table, f"it is about the table {table}")
-        for name, tables in (("minutes", ("gym", "imitation")), ("preset", ("gym",))):
+        for name, tables in (("minutes", ("gym", "imitation")), ("preset", ("gym", "imitation"))):
             left_out(self, name, self.name not in tables, f"it is not about the table {self.name}")
+        left_out(self, "preset", of_t1(self.task), f"it is not about {self.task}")
         last = self.seed + self.seeds - 1 + FRESH_STARTS * (self.name == "scratch")
         if last >= 2**31:
             raise ConfigError(

@@ -16,7 +16,7 @@ from train import output
 from train.keeping import CHOOSING
 from train.learning import EvaluationLog, outcome, settings, start_planner
 from train.names import of_t1
-from train.sampling import FINAL, as_asked, exploring, with_noise
+from train.sampling import FINAL, alike, as_asked, exploring, with_noise
 from train.task_args import Sampling
 from train.tasks import check_fits, set_up, weights_of
 
@@ -45,8 +45,8 @@ class Attempt:
         self.args, self.started = args, time.monotonic()
         self.given = start_planner(args, algo)
         sampled = as_asked(self.given, args) if isinstance(args, Sampling) else self.given
-        self.same = sampled is self.given
         self.planner = exploring(sampled, args) if isinstance(args, Sampling) else sampled
+        self.same = alike(self.planner, self.given)
         self.finished(self.planner)  # refuses what cannot be
         self.stage = set_up(args, self.given.config.history, record=args.out is not None)
         check_fits(self.given, self.stage.env)
@@ -88,9 +88,9 @@ class Attempt:
                     scores = {value: judged[candidate.config] for value, candidate in candidates.items()}
                     self.final_scores[flag] = {f"{value:g}": score for value, score in scores.items()}
                     choice[flag] = max(scores, key=scores.__getitem__)
-        out, alike = (self.finished(p, **choice) for p in (planner, self.planner))
-        if alike is not self.planner:
-            self.untrained_final = self.log.judge("untrained, sampled as after", alike)
+        out, untrained = (self.finished(p, **choice) for p in (planner, self.planner))
+        if untrained is not self.planner:
+            self.untrained_final = self.log.judge("untrained, sampled as after", untrained)
         return out
 
     def _score(self, planner: Planner) -> float:
@@ -99,7 +99,7 @@ class Attempt:
     def begin(self) -> None:
         """Takes the run directory, and judges what is there before anything is learned.  Raises `RunError`, for a resumed run
         also if it began from another planner or controller."""
-        recorded = {**settings(self.args), "weights": self._fingerprints()}
+        recorded = {**settings(self.args), "weights": self._fingerprints(), "given": to_dict(self.given.config)}
         self.run = Run(self.args.out, recorded, self.args.resume, asked=to_dict(self.args)) if self.args.out else None
         self.before = self.log.judge("before", self.given)
         if not self.same:

@@ -119,9 +119,13 @@ def going_on(words: list[str], left: Path) -> list[str]:
     words = [*words, "--resume"]
     if "--minutes" in words:
         at = words.index("--minutes") + 1
-        spent = sum(row.get("time/iteration_s") or 0.0 for row in read_rows(left / "metrics.jsonl"))
-        words[at] = f"{max(float(words[at]) - spent / 60.0, LEAST_MINUTES):g}"
+        words[at] = f"{max(float(words[at]) - learned_for(left) / 60.0, LEAST_MINUTES):g}"
     return words
+
+
+def learned_for(left: Path) -> float:
+    """Seconds that a run has learned for, in all of its calls."""
+    return sum(row.get("time/iteration_s") or 0.0 for row in read_rows(left / "metrics.jsonl"))
 
 
 def run_step(step: Step, folder: Path) -> dict[str, Any]:
@@ -242,7 +246,8 @@ def run_reproduce(args: ReproduceArgs) -> dict[str, Any]:
             record = run_step(step, folder)
             if place(step.name, folder) not in seen:
                 seen.add(place(step.name, folder))
-                shares[step.name] = shares.get(step.name, 0.0) + record["wall_s"]
+                spent = max(record["wall_s"], learned_for(place(step.name, folder)))  # the former of the last call only
+                shares[step.name] = shares.get(step.name, 0.0) + spent
                 env_steps += 0 if was_there else record["env_steps"] or 0
             if step.row:
                 found.setdefault((step.row, step.metric), []).append(shown(step, record["metrics"]))

@@ -18,6 +18,7 @@ from train.actors import CORRECTION
 from train.attempt import Attempt
 from train.controller import export
 from train.learning import Pace, described, learn, success_of
+from train.names import of_t1
 from train.task_args import FinetuneArgs
 from train.tasks import keep_planner
 
@@ -32,7 +33,9 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"residual.{error.field}", error.value, error.allowed) from error
     attempt.begin()
-    vector = Residual(AutoReset(Chunked(stage.practice_env, planner.config.executed)), planner)  # type: ignore[arg-type]
+    plain = AutoReset(Chunked(stage.practice_env, planner.config.executed))  # type: ignore[arg-type]
+    # The critic of a T1 task sees the time that is left.
+    vector = Residual(plain, planner, bootstrap=not of_t1(args.task))
     scale = jnp.float32(args.residual_scale)
     params = ResidualParams(stage.practice, planner.bundle, planner.base if planner.tuned_steps else (), scale)
     config = args.residual

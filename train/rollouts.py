@@ -139,6 +139,10 @@ class Played:
             return "fell"
         return "dropped it" if self.drop[episode] else "time ran out"
 
+    def unrecorded(self) -> Played:
+        """Its outcome alone."""
+        return dataclasses.replace(self, frames=None, actions=None, qpos=None, reached=None)
+
     @staticmethod
     def join(parts: list[Played]) -> Played:
         """All episodes; recordings are dropped, unless there is but one part."""
@@ -267,7 +271,8 @@ def evaluate(
             if progress:
                 progress(first + ended, steps + made)
 
-        parts.append(theatre.play(key, numbers, env_params, player_params, report_block))
+        part = theatre.play(key, numbers, env_params, player_params, report_block)
+        parts.append(part if trials <= at_once else part.unrecorded())  # thousands of recordings would fill the memory
     return Played.join(parts)
 
 

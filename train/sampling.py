@@ -21,10 +21,12 @@ def with_noise(planner: Planner, name: str, value: float | None, flag: str = "")
     Raises `ConfigError` naming the `flag` (left out: as the field) where the planner is no diffusion planner.
     """
     config = planner.config
-    if value is None or value == getattr(config.diffusion, name):
+    if value is None:
         return planner
     if config.net.kind in GAUSSIAN:
         raise ConfigError(flag or name, value, f"left out (a {config.net.kind} planner {LACKS[name]})")
+    if value == getattr(config.diffusion, name):
+        return planner
     other: dict[str, Any] = {name: value}
     diffusion = dataclasses.replace(config.diffusion, **other)
     return dataclasses.replace(planner, config=dataclasses.replace(config, diffusion=diffusion))
@@ -41,9 +43,10 @@ def as_asked(planner: Planner, args: Sampling) -> Planner:
 
 
 def exploring(planner: Planner, args: Sampling) -> Planner:
-    """`planner` with the exploration noise of `args`, where they say something; judged without exploration it is the same.
+    """`planner` with the exploration noise of `args`, where they say something; in use it is the same, unless it keeps a share of
+    that noise (`step_noise`).
 
-    Raises `ConfigError` where they name noise of a denoising chain that the planner does not have.
+    Raises `ConfigError` where they name noise that the planner's sampler does not have.
     """
     config = planner.config
     if config.net.kind in GAUSSIAN:
@@ -55,10 +58,30 @@ def exploring(planner: Planner, args: Sampling) -> Planner:
         return dataclasses.replace(
             planner, config=dataclasses.replace(config, gaussian=dataclasses.replace(config.gaussian, **noise))
         )
+    if args.explore_eta is not None and config.diffusion.sampler != "ddim":
+        raise ConfigError(
+            "explore_eta", args.explore_eta, f"left out (the planner samples by {config.diffusion.sampler})"
+        )
     noise = _given(min_std=args.explore_std, correlation=args.explore_correlation, eta=args.explore_eta)
     return dataclasses.replace(
         planner, config=dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, **noise))
     )
+
+
+def alike(one: Planner, other: Planner) -> bool:
+    """Whether two planners of the same weights plan alike in use: all but their exploration noise is the same, and where they
+    keep a share of it, that too."""
+    configs = (one.config, other.config)
+    if not any(config.diffusion.step_noise for config in configs):
+        configs = tuple(
+            dataclasses.replace(
+                config,
+                diffusion=dataclasses.replace(config.diffusion, min_std=1.0, correlation=0.0, eta=0.0),
+                gaussian=dataclasses.replace(config.gaussian, std=1.0, correlation=0.0),
+            )
+            for config in configs
+        )
+    return configs[0] == configs[1]
 
 
 def _given(**values: float | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from train.args import (
     Common,
     Resumable,
     any_task,
+    as_usual,
     input_file,
     left_out,
     optional,
@@ -416,7 +417,14 @@ class FinetuneArgs(LearnedSampling, TaskFlags):
 
     def check(self) -> None:
         super().check()
-        left_out(self, "residual_scale", self.algo == "residual", "it is about --algo residual")
+        corrects = self.algo == "residual"
+        left_out(self, "residual_scale", corrects, "it is about --algo residual")
+        as_usual(self, "residual", corrects, "it is about --algo residual")
+        as_usual(self, "dppo", not corrects, "it is not about --algo residual")
+        for name in ("tuned_steps", "quiet_steps"):
+            value, usual = (getattr(config, name) for config in (self.dppo, self.defaults(self.preset).dppo))
+            if self.algo == "gaussian-ppo" and value != usual:
+                raise ConfigError(f"dppo.{name}", value, "left out (it is not about --algo gaussian-ppo)")
         if self.algo == "residual" and self.explores:
             raise ConfigError("algo", self.algo, "dppo | gaussian-ppo, with flags of exploration")
         for name in ("final_std", "final_noise"):
@@ -481,6 +489,8 @@ class RefineArgs(LearnedSampling, TaskFlags):
         if self.recorded > envs or self.recorded % groups:
             raise ConfigError("recorded", self.recorded, f"a multiple of shuffle_groups={groups} up to num_envs={envs}")
         left_out(self, "curriculum_pass", self.curriculum, "it is about --curriculum")
+        for name in ("controller", "controller_std", "recorded"):
+            as_usual(self, name, self.schedule.moves_controller, "the controller learns nothing by this schedule")
         if self.curriculum and not self.schedule.moves_planner:
             raise ConfigError(
                 "curriculum", True, "False where the planner learns nothing (schedule.planner_iterations=0)"

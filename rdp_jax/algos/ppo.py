@@ -279,8 +279,9 @@ def digest(
 ) -> tuple[LearnerState, dict[str, Array]]:
     """Learns from a rollout `(T, B, ...)` that `state.params` collected, wherever it came from; counts as one iteration.
 
-    `live (T, B)` bool marks the steps that happened (all of them if left out); the others teach nothing.  `beside` is a rollout
-    of other environments `(T', B', ...)`: every minibatch has its share of both, advantages are standardised in each apart.
+    `live (T, B)` bool marks the steps that happened (all of them if left out); the others have no advantage, and their
+    value before the update as its target.  `beside` is a rollout of other environments `(T', B', ...)`: every minibatch has its
+    share of both, advantages are standardised in each apart.
     """
     axis = parallel.axis_of(mesh)
     # Nobody acts on the critic's statistics, so they take a rollout in before it is valued: else the first one would be seen raw.

@@ -64,15 +64,15 @@ class Plan:
 class Residual:
     """`rdp_jax.types.VectorEnv` whose action is the correction.
 
-    A time limit ends the value: whoever corrects sees the time that is left only through the critic.
-
     Args:
       env: chunked environments of the planner.
       planner: frozen.
+      bootstrap: a time limit bootstraps from the true final state, with a plan of its own, as the critic does not see the time
+        that is left; else it is an end.
     """
 
-    def __init__(self, env: VectorEnv, planner: Planner):
-        self.env, self.plan = env, Plan(planner)
+    def __init__(self, env: VectorEnv, planner: Planner, bootstrap: bool = False):
+        self.env, self.plan, self.bootstrap = env, Plan(planner), bootstrap
         width = self.plan.executed * self.plan.action_dim
         dims = {name: env.spec.obs_dims[name] + width for name in ("actor", "critic")}
         self.spec = dataclasses.replace(env.spec, obs_dims=dims, action_dim=self.plan.action_dim)
@@ -86,7 +86,10 @@ class Residual:
         """Executes the corrected chunk, plans the next."""
         chosen = self.plan.corrected(params.bundle, state.chunk, action, params.scale)
         out = self.env.step(pool.inner, state.inner, chosen, params.env)
-        after = self._state(out.state, jax.vmap(lambda k: jax.random.fold_in(k, 2))(state.key), params)
+        keys = jax.vmap(lambda k: jax.random.fold_in(k, 2))(state.key)
+        after = self._state(out.state, keys, params)
+        if self.bootstrap:  # of an episode that goes on, what comes next
+            return out.replace(state=after, final_obs=self._with_plan(out.final_obs, keys, params)[0])
         return out.replace(
             state=after,
             # Of an episode that goes on this is what comes next; of one that ended nobody asks.
@@ -96,10 +99,13 @@ class Residual:
         )
 
     def _state(self, inner: Any, keys: Array, params: ResidualParams) -> ResidualState:
-        chunk = self.plan.chunk(params.bundle, params.base, inner.obs["actor"], keys)
+        return ResidualState(inner, *self._with_plan(inner.obs, keys, params), keys)
+
+    def _with_plan(self, obs: Any, keys: Array, params: ResidualParams) -> tuple[dict[str, Array], Array]:
+        """Observations of the planner's environments -> those of these, and the chunk that is planned there."""
+        chunk = self.plan.chunk(params.bundle, params.base, obs["actor"], keys)
         flat = chunk.reshape(chunk.shape[0], -1)
-        obs = {name: jnp.concatenate([inner.obs[name], flat], axis=-1) for name in ("actor", "critic")}
-        return ResidualState(inner, obs, chunk, keys)
+        return {name: jnp.concatenate([obs[name], flat], axis=-1) for name in ("actor", "critic")}, chunk
 
 
 class ResidualActor:

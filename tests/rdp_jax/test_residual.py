@@ -65,3 +65,23 @@ def test_the_correction_learns(made):
     keys = jax.random.split(jax.random.key(2), 2)
     action = ResidualActor(planner).act(planner.bundle, ((), weights, params.scale), obs, keys).reshape(2, TE, 2)
     assert (np.sign(action) == np.sign(np.asarray(obs)[:, None, :2])).all()
+
+
+def test_a_time_limit_that_the_critic_does_not_see_bootstraps_from_a_plan_at_the_end(made):
+    planner, plain, params = made
+    env = Residual(plain.env, planner, bootstrap=True)
+    keys = jax.random.split(jax.random.key(3), 3)
+    state, pool = env.reset(keys, params), env.reset(jax.random.split(jax.random.key(4), 3), params)
+    still = jnp.zeros((3, 2))
+    for _ in range(STEPS // TE):
+        out, as_end = env.step(pool, state, still, params), plain.step(pool, state, still, params)
+        goes_on = ~np.asarray(out.truncated | out.terminated)
+        for name in ("actor", "critic"):  # what comes next, where something does
+            np.testing.assert_allclose(out.final_obs[name][goes_on], out.state.obs[name][goes_on], atol=1e-6)
+        state = out.state
+    assert out.truncated.any() and not as_end.truncated.any()
+    np.testing.assert_array_equal(as_end.terminated, out.truncated | out.terminated)
+    ended, begun = (x[out.truncated] for x in (out.final_obs["actor"], state.obs["actor"]))
+    assert np.abs(ended[:, :4] - begun[:, :4]).max() > 0.1  # the next episode began elsewhere
+    own = planner.actor().act(planner.bundle, (), ended[:, :4], state.key[out.truncated])
+    np.testing.assert_allclose(ended[:, 4:], own, atol=1e-6)

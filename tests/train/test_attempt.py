@@ -8,12 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rdp_jax.algos.joint import Schedule
 from rdp_jax.config import ConfigError, validate
 from rdp_jax.planner import Planner
 from train.attempt import Attempt
 from train.keeping import CHOOSING
 from train.sampling import with_first_std
-from train.task_args import CollectArgs, DSRLArgs, FinetuneArgs, PlayArgs, RefineArgs, task_dppo, task_planner
+from train.task_args import (
+    CollectArgs,
+    DSRLArgs,
+    FinetuneArgs,
+    PlayArgs,
+    RefineArgs,
+    residual_ppo,
+    task_dppo,
+    task_planner,
+)
 
 
 class Stage:
@@ -134,6 +144,14 @@ def test_what_cannot_be_chosen_from_is_refused(kind, flags):
         (DSRLArgs(tickets=8), "tickets"),
         (RefineArgs(curriculum_pass=0.8), "curriculum_pass"),
         (FinetuneArgs(residual_scale=0.2), "residual_scale"),
+        (FinetuneArgs(residual=dataclasses.replace(residual_ppo(), lr=1e-3)), "residual.lr"),
+        (FinetuneArgs(algo="residual", dppo=dataclasses.replace(task_dppo("cpu"), gamma=0.9)), "dppo.gamma"),
+        (
+            FinetuneArgs(algo="gaussian-ppo", dppo=dataclasses.replace(task_dppo("cpu"), tuned_steps=3)),
+            "dppo.tuned_steps",
+        ),
+        (RefineArgs(schedule=Schedule(controller_iterations=0), controller_std=0.5), "controller_std"),
+        (RefineArgs(schedule=Schedule(controller_iterations=0), recorded=32), "recorded"),
     ],
 )
 def test_what_would_be_ignored_is_refused(args, field):

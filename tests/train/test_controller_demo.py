@@ -287,10 +287,8 @@ def test_a_directory_in_use_is_left_alone(quick, tmp_path):
 
 def test_the_default_directory_is_a_new_one(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    first = free_directory(None, "demo")
-    assert first.parent == Path("runs")
-    first.mkdir(parents=True)
-    assert free_directory(None, "demo") != first
+    first, second = (free_directory(None, "demo") for _ in range(2))  # within a second, by two processes as it were
+    assert first.parent == Path("runs") and first.is_dir() and second.is_dir() and second != first
 
 
 def test_settings_are_checked_before_anything_runs(quick, tmp_path):

@@ -90,11 +90,19 @@ def test_steering_is_judged_by_what_its_task_pays():
 
 @pytest.mark.parametrize(
     ("name", "field", "value"),
-    [("imitation", "minutes", 5.0), ("gym", "minutes", 5.0), ("gym", "preset", "gpu"), ("data", "wide", 2.0)],
+    [
+        ("imitation", "minutes", 5.0),
+        ("imitation", "preset", "gpu"),
+        ("gym", "minutes", 5.0),
+        ("gym", "preset", "gpu"),
+        ("dsrl", "preset", "gpu"),
+        ("data", "wide", 2.0),
+    ],
 )
 def test_what_a_table_would_ignore_is_refused(name, field, value):
+    task = "hopper" if name in ("gym", "dsrl") else "pickup"
     with pytest.raises(ConfigError, match=rf"{field}={value!r}, allowed: left out"):
-        validate(ReproduceArgs(name=name, task="hopper" if name == "gym" else "pickup", **{field: value}))
+        validate(ReproduceArgs(name=name, task=task, **{field: value}))
 
 
 def test_data_are_collected_once_for_all_seeds():

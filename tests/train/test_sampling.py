@@ -7,8 +7,8 @@ import pytest
 from rdp_jax.config import ConfigError
 from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import Planner, PlannerConfig
-from train.sampling import as_asked, exploring, with_first_std, with_noise
-from train.task_args import EvalArgs, task_planner
+from train.sampling import alike, as_asked, exploring, with_first_std, with_noise
+from train.task_args import EvalArgs, gym_planner, task_planner
 
 
 def planner(config: PlannerConfig) -> Planner:
@@ -45,3 +45,22 @@ def test_a_planner_of_whole_chunks_has_a_std_and_no_first_sample():
         with_first_std(chunks, 0.5)
     with pytest.raises(ConfigError, match="final_noise"):
         with_noise(chunks, "step_noise", 0.5, "final_noise")
+    with pytest.raises(ConfigError, match="final_noise"):
+        with_noise(chunks, "step_noise", 0.0, "final_noise")  # which is what an unused field says
+
+
+def test_noise_that_a_sampler_does_not_have_is_refused():
+    with pytest.raises(ConfigError, match=r"explore_eta=0\.5, .*ddpm"):
+        exploring(planner(gym_planner()), EvalArgs(explore_eta=0.5))
+    assert exploring(planner(gym_planner()), EvalArgs(explore_std=0.2)).config.diffusion.min_std == 0.2
+
+
+def test_exploration_is_no_other_plan_in_use_unless_some_of_it_is_kept():
+    given = planner(task_planner())
+    louder = EvalArgs(explore_std=0.1, explore_correlation=0.5)
+    assert alike(given, given) and alike(exploring(given, louder), given)
+    assert not alike(with_first_std(given, 0.5), given)
+    kept = with_noise(given, "step_noise", 0.5)
+    assert alike(kept, kept) and not alike(kept, given) and not alike(exploring(kept, louder), kept)
+    chunks = planner(dataclasses.replace(task_planner(), net=NetConfig(kind="lstm")))
+    assert alike(exploring(chunks, louder), chunks)
