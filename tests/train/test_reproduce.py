@@ -150,6 +150,8 @@ def test_steps_that_are_done_are_not_run_again(tmp_path, monkeypatch):
         out = Path(words[words.index("--out") + 1])
         out.mkdir(parents=True, exist_ok=True)
         record = {"wall_s": 2.0, "env_steps": 10, "metrics": {"success_rate_before": 0.5, "success_rate_after": 0.9}}
+        if "--resume" in words:  # what it had learned for before is in no summary
+            (out / "metrics.jsonl").write_text(json.dumps({"iteration": 1, "time/iteration_s": 7.0}) + "\n")
         (out / "summary.json").write_text(json.dumps(record))  # as the command itself does
         return 0
 
@@ -162,7 +164,8 @@ def test_steps_that_are_done_are_not_run_again(tmp_path, monkeypatch):
     assert [i for i, words in enumerate(ran) if "--resume" in words] == [3]
     table = record["metrics"]["table"]
     assert table["imitation"]["value"] == 0.5 and table["DSRL-NA"]["trials"] == 20
-    assert record["metrics"]["seconds"]["na"] == 4.0
+    seconds = record["metrics"]["seconds"]
+    assert sum(seconds.values()) == 7 * 2.0 + 7.0 and seconds["sac"] == 4.0
     assert record["env_steps"] == 60  # of this call
 
 
