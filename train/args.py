@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +99,14 @@ def left_out(args: Any, name: str, unless: bool, why: str) -> None:
         raise ConfigError(name, value, f"left out ({why})")
 
 
-def as_usual(args: Any, name: str, unless: bool, why: str) -> None:
-    """As `left_out`, of a field whose default is that of the preset; of a config, naming the field in it."""
+def as_usual(args: Any, name: str, unless: bool, why: str, only: Collection[str] = ()) -> None:
+    """As `left_out`, of a field whose default is that of the preset; of a config (or of `only` some of it), naming the field
+    in it."""
     given, usual = (to_dict(getattr(x, name)) for x in (args, type(args).defaults(args.preset)))
     for hidden in type(args).__dataclass_fields__[name].metadata.get("hidden", ()):  # no flags
         given, usual = ({k: v for k, v in config.items() if k != hidden} for config in (given, usual))
+    if only:
+        given, usual = ({k: config[k] for k in only} for config in (given, usual))
     found = None if unless else difference(given, usual, name)
     if found:
         raise ConfigError(found[0], found[1], f"left out ({why})")

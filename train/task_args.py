@@ -421,10 +421,9 @@ class FinetuneArgs(LearnedSampling, TaskFlags):
         left_out(self, "residual_scale", corrects, "it is about --algo residual")
         as_usual(self, "residual", corrects, "it is about --algo residual")
         as_usual(self, "dppo", not corrects, "it is not about --algo residual")
-        for name in ("tuned_steps", "quiet_steps"):
-            value, usual = (getattr(config, name) for config in (self.dppo, self.defaults(self.preset).dppo))
-            if self.algo == "gaussian-ppo" and value != usual:
-                raise ConfigError(f"dppo.{name}", value, "left out (it is not about --algo gaussian-ppo)")
+        denoises = self.algo != "gaussian-ppo"
+        why = "it is not about --algo gaussian-ppo"
+        as_usual(self, "dppo", denoises, why, only=("tuned_steps", "quiet_steps"))
         if self.algo == "residual" and self.explores:
             raise ConfigError("algo", self.algo, "dppo | gaussian-ppo, with flags of exploration")
         for name in ("final_std", "final_noise"):
