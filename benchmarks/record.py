@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rdp_jax.runs import write_json
+from train import child
 from train.output import machine
 
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     path, words = Path(argv[0]), list(argv[1:])
-    done = subprocess.run([sys.executable, "-m", "train.cli", *words, "--json"], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(child.command([*words, "--json"]), env=child.environment(), stdout=subprocess.PIPE, text=True)
     if done.returncode == 0:
         summary = json.loads(done.stdout.splitlines()[-1])
         keep(path, words, summary)

@@ -1,12 +1,11 @@
 """Data parallelism over a one-axis mesh: environments and minibatches sharded, parameters replicated.
 
 Every function takes the axis name, and `None` stands for one device: the same code then runs without `shard_map` and without
-collectives.
+collectives.  The devices are those of one process.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,22 +17,6 @@ from jax.sharding import PartitionSpec as P
 
 AXIS = "data"
 Array = jax.Array
-
-
-def init_distributed() -> bool:
-    """Joins a multi-process run when `RDP_COORDINATOR` (host:port), `RDP_NUM_PROCESSES` and `RDP_PROCESS_ID` are set.
-
-    Must run before any other use of JAX.  Returns whether it joined.  Raises `ValueError` when only some are set.
-    """
-    names = ("RDP_COORDINATOR", "RDP_NUM_PROCESSES", "RDP_PROCESS_ID")
-    given = [os.environ.get(name, "") for name in names]
-    if not any(given):
-        return False
-    if not all(given):
-        missing = [name for name, value in zip(names, given, strict=True) if not value]
-        raise ValueError(f"a multi-process run needs all of {', '.join(names)}; missing {', '.join(missing)}")
-    jax.distributed.initialize(given[0], num_processes=int(given[1]), process_id=int(given[2]))
-    return True
 
 
 def make_mesh(devices: int | None = None) -> Mesh | None:

@@ -37,6 +37,11 @@ class PlannerConfig:
         """Fields that must fit each other."""
         if self.executed > self.horizon:
             raise ConfigError("executed", self.executed, f"1 .. {self.horizon} (horizon)")
+        halvings = 2 ** (self.net.depth - 1)
+        if self.net.kind == "unet" and self.horizon % halvings:
+            raise ConfigError(
+                "horizon", self.horizon, f"a multiple of {halvings} (net.depth={self.net.depth} of a unet)"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,9 @@ Array = jax.Array
 class Replay:
     """Attributes:
     rows: pytree of `(capacity, ...)`.
-    added: `()` int32 rows added so far, at most twice the capacity (what counts is whether it is full, and where it goes on).
+    added: `(1,)` int32 rows added so far, at most twice the capacity (what counts is whether it is full, and where it goes on).
+      Of several devices `(devices,)`, so that a checkpoint of another number of them is refused by its shape: their rings would
+      be read as one.
     """
 
     rows: Any
@@ -24,7 +26,7 @@ class Replay:
 
 def create(row: Any, capacity: int) -> Replay:
     """Empty, for rows like `row` (one row without a leading axis; arrays or shapes)."""
-    return Replay(jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), row), jnp.int32(0))
+    return Replay(jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), row), jnp.zeros(1, jnp.int32))
 
 
 def capacity(replay: Replay) -> int:
@@ -34,7 +36,7 @@ def capacity(replay: Replay) -> int:
 
 def size(replay: Replay) -> Array:
     """`()` rows it holds."""
-    return jnp.minimum(replay.added, capacity(replay))
+    return jnp.minimum(replay.added[0], capacity(replay))
 
 
 def add(replay: Replay, rows: Any) -> Replay:

@@ -26,6 +26,7 @@ from rdp_jax.config import difference
 from rdp_jax.metrics import JsonlSink, TensorBoardSink, read_rows
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mujoco", "mujoco-mjx")
+ENDED = "learned.json"
 
 
 class RunError(RuntimeError):
@@ -148,17 +149,12 @@ class Run:
             self._check_same()
         else:
             self.out.mkdir(parents=True, exist_ok=True)
-        # Of several processes only the first writes files; checkpoints are written by all, each its own shards.
-        self.main = jax.process_index() == 0
-        self._lock = self._taken() if self.main else None
-        if self.main:
-            self._describe(asked or {}, resume)
+        self._lock = self._taken()
+        self._describe(asked or {}, resume)
         self.checkpoints = Checkpointer(self.out / "checkpoints", self.config, keep)
         first = self.checkpoints.latest() or 0
-        self._sinks: list[Any] = []
-        if self.main:
-            self._sinks.append(JsonlSink(self.out / "metrics.jsonl", keep_until=first if resume else None))
-        if self.main and tensorboard:
+        self._sinks: list[Any] = [JsonlSink(self.out / "metrics.jsonl", keep_until=first if resume else None)]
+        if tensorboard:
             self._sinks.append(TensorBoardSink(self.out / "tensorboard"))
 
     def _taken(self) -> IO[str]:
@@ -212,16 +208,18 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary.json`."""
-        if self.main:
-            write_json(self.out / "summary.json", dict(summary))
+        write_json(self.out / "summary.json", dict(summary))
+
+    def end(self, iteration: int) -> None:
+        """Notes that learning came to its end in this iteration, uninterrupted: what follows it may still be."""
+        write_json(self.out / ENDED, {"iteration": iteration})
 
     def close(self) -> None:
         """Closes files and threads."""
         for sink in self._sinks:
             sink.close()
         self.checkpoints.close()
-        if self._lock:
-            self._lock.close()
+        self._lock.close()
 
     def __enter__(self) -> Run:
         return self

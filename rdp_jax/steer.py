@@ -39,7 +39,7 @@ class PlannerBase:
             raise ConfigError("ddim_steps", steps, f"1 .. {config.diffusion.steps} (the planner's own steps)")
         diffusion = dataclasses.replace(config.diffusion, sampler="ddim", ddim_steps=steps, step_noise=0.0)
         self.config, self.dims = config, dims
-        self.noise_shape = (config.horizon, dims.action)
+        self.noise_shape, self.noise_std = (config.horizon, dims.action), config.diffusion.first_std
         self.chunk_dim = config.executed * dims.action
         net = build.network(config.net, self.noise_shape, config.history)
         self.policy = DiffusionPolicy(net, diffusion, self.noise_shape)
@@ -68,6 +68,8 @@ class FunctionBase:
       chunk_dim: n; the chunk is the environment's action.
       scale: what divides chunks before the critics see them.
     """
+
+    noise_std = 1.0
 
     def __init__(
         self,
@@ -145,7 +147,8 @@ class Fixed:
 
 
 def fixed(shape: tuple[int, int], std: float = 1.0, tanh: bool = False, constant: Array | None = None) -> Fixed:
-    """The base policy itself by default; shrunk noise; none at all (`std` 0); a golden ticket (2603.15757: a constant)."""
+    """Standard normal noise by default, under which most planners act; shrunk noise; none at all (`std` 0); a golden ticket
+    (2603.15757: a constant)."""
     return Fixed(jnp.float32(std), jnp.array(tanh), jnp.zeros(shape) if constant is None else constant)
 
 

@@ -16,7 +16,7 @@ from train.names import of_t1
 from train.rollouts import ExpertPlayer
 from train.sampling import as_asked, exploring
 from train.task_args import EvalArgs
-from train.tasks import HumanoidStage, check_fits, find_planner, set_up
+from train.tasks import HumanoidStage, check_fits, find_planner, set_up, side_by_side
 
 
 def run_eval(args: EvalArgs) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
         "eval",
         seed=args.seed,
         backend=stage.env.physics.name,
-        num_envs=args.num_envs or min(256, args.trials),
+        num_envs=side_by_side(stage, args.trials, args.num_envs),
         wall_s=time.monotonic() - start,
         metrics={name: value for name, value in found.items() if name != "score"},
         task=args.task,

@@ -35,8 +35,11 @@ class Best:
         self.judged = {"trials": args.trials, **final}
         if self.file and args.resume and self.file.is_file():
             tree, found = load_weights(self.file, first)
-            if found.get("judged") == self.judged:  # else the scores are no match for those to come
-                self.tree, self.iteration, self.score = tree, found["iteration"], found["score"]
+            self.tree, self.iteration = tree, found["iteration"]
+            if (
+                found.get("judged") == self.judged
+            ):  # else the scores to come are no match for it, and the first of them wins
+                self.score = found["score"]
 
     def offer(self, iteration: int, figures: dict[str, Any], tree: Any) -> dict[str, float]:
         """Keeps `tree` if it is at least as good as the best; returns what is logged of `figures`, a judgement of it.

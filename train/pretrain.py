@@ -23,7 +23,7 @@ from rdp_jax.runs import Run, git_revision, versions
 from train import output
 from train.demonstrations import FILE
 from train.task_args import PretrainArgs
-from train.tasks import check_fits, keep_planner, set_up
+from train.tasks import check_fits, keep_planner, set_up, side_by_side
 
 
 def load_demonstrations(args: PretrainArgs) -> E.Episodes:
@@ -124,7 +124,7 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
         "pretrain",
         seed=args.seed,
         backend=None if stage is None else stage.env.physics.name,
-        num_envs=args.num_envs or min(256, max(args.trials, 1)),
+        num_envs=1 if stage is None else side_by_side(stage, args.trials, args.num_envs),
         wall_s=time.monotonic() - start,
         metrics={**metrics, **played},
         task=args.task,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from envs.chunk import Chunked
@@ -91,6 +93,21 @@ def rehearsed(args: RefineArgs, config: ppo.PPOConfig) -> ppo.PPOConfig:
     return dataclasses.replace(config, num_envs=2 * args.recorded, unroll_length=steps)
 
 
+def check_std(args: RefineArgs, controller: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` where a part of the `controller` that learns would explore with less or more than it may.
+
+    Its std would be put right in the first step that it learns, which is too long a step.
+    """
+    if not args.schedule.moves_controller:
+        return
+    log_stds = np.concatenate([np.ravel(controller[part]["actor"]["log_std"]) for part in learning(args)])
+    least, most = np.exp(log_stds.min()), np.exp(log_stds.max())
+    low, high = args.controller.min_std / least, args.controller.max_std / most
+    if not 0.999 * low <= args.controller_std <= 1.001 * high:  # a std that was learned may lie at its bound
+        allowed = f"{low:.3g} .. {high:.3g} (std of {least:.3g} .. {most:.3g}, within controller.min_std .. controller.max_std)"
+        raise ConfigError("controller_std", args.controller_std, allowed)
+
+
 def check_parts(args: RefineArgs, executed: int, mesh: Mesh | None) -> None:
     """Raises `ConfigError` where minibatches and groups of the controller do not divide its rollouts or the devices, under a
     planner that executes so many actions of a chunk."""
@@ -140,7 +157,8 @@ def begin(
     dims = {"legs": split, "hands": whole - split}
     state = joint.init(key, config, planner, controller, dims, places, mesh)
     rehearse = {part: (ppo.Rollout(own, env, mesh), params_for) for part, (own, env, params_for) in old.items()}
-    return state, (dppo.Update(args.dppo, policy, vector, mesh), config, args.recorded, rehearse, learning(args))
+    recorded = min(args.recorded, args.dppo.num_envs)  # where the controller does not learn, no flag says so few
+    return state, (dppo.Update(args.dppo, policy, vector, mesh), config, recorded, rehearse, learning(args))
 
 
 def quieter(weights: dict[str, Any], share: float) -> dict[str, Any]:
@@ -156,6 +174,7 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     assert isinstance(stage, HumanoidStage)  # `RefineArgs` knows no other tasks
     mesh = parallel.make_mesh()
     check_parts(args, before.config.executed, mesh)
+    check_std(args, stage.params.controller)
     dppo.check_layout(args.dppo, before.actor().policy, mesh)
     attempt.begin()
     state, learners = begin(args, stage, before, mesh)

@@ -23,8 +23,8 @@ import numpy as np
 from envs.physics import available
 from rdp_jax.config import ConfigError, difference, to_dict
 from rdp_jax.metrics import read_rows
-from rdp_jax.runs import new_directory, read_json, write_json
-from train import output
+from rdp_jax.runs import ENDED, new_directory, read_json, write_json
+from train import child, output
 from train.args import ReproduceArgs
 from train.names import GYM_TASKS
 from train.recipes import ON_GYM, RECIPES, SHARED, Settings, Step
@@ -115,11 +115,15 @@ def done(folder: Path) -> dict[str, Any] | None:
 
 
 def going_on(words: list[str], left: Path) -> list[str]:
-    """The words of a step of which an interruption left something behind, with what is left of its `--minutes`."""
+    """The words of a step of which an interruption left something behind, with what is left of its `--minutes`; of one that had
+    learned all that it was to, with no more iterations than it has."""
     words = [*words, "--resume"]
     if "--minutes" in words:
         at = words.index("--minutes") + 1
         words[at] = f"{max(float(words[at]) - learned_for(left) / 60.0, LEAST_MINUTES):g}"
+        ended = left / ENDED
+        if ended.is_file():
+            words += ["--iterations", str(read_json(ended)["iteration"])]
     return words
 
 
@@ -156,13 +160,13 @@ def launch(words: list[str]) -> int:
     get some of them from the terminal, too, and takes a second one as an order to leave at once; so it has a session of its own.
     """
     with passed_on() as (received, children):
-        child = subprocess.Popen(
-            [sys.executable, "-m", "train.cli", *words], stdout=subprocess.DEVNULL, start_new_session=True
+        process = subprocess.Popen(
+            child.command(words), env=child.environment(), stdout=subprocess.DEVNULL, start_new_session=True
         )
         for number in received:  # while it was being started
-            child.send_signal(number)
-        children.append(child)
-        status = child.wait()
+            process.send_signal(number)
+        children.append(process)
+        status = process.wait()
     if received:
         raise KeyboardInterrupt
     return status
@@ -180,8 +184,8 @@ def passed_on() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
         received.append(number)
-        for child in children:
-            child.send_signal(number)
+        for process in children:
+            process.send_signal(number)
 
     heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
     old = {}

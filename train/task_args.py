@@ -13,7 +13,7 @@ from rdp_jax.algos.joint import Schedule, controller_ppo
 from rdp_jax.algos.ppo import PPOConfig
 from rdp_jax.config import ConfigError, chosen, ranged
 from rdp_jax.diffusion.schedule import DiffusionConfig
-from rdp_jax.nets.build import NetConfig
+from rdp_jax.nets.build import GAUSSIAN, NetConfig
 from rdp_jax.planner import PlannerConfig
 from train.args import (
     BACKENDS,
@@ -255,6 +255,8 @@ class PretrainArgs(Resumable, TaskFlags):
         super().check()
         if self.data is None or not self.data.exists():
             raise ConfigError("data", None if self.data is None else str(self.data), "an existing file or directory")
+        unused = "diffusion" if self.net in GAUSSIAN else "gaussian"
+        as_usual(self, "planner", False, f"it is not about --net {self.net}", only=(unused,))
 
 
 def task_dppo(preset: str) -> DPPOConfig:
@@ -434,10 +436,17 @@ class FinetuneArgs(LearnedSampling, TaskFlags):
 
     def resolved(self) -> FinetuneArgs:
         """These arguments with `num_envs` in the config of the learner that they name, and the controller beside the planner."""
-        envs = self.num_envs or self.dppo.num_envs
-        name = "residual" if self.algo == "residual" else "dppo"
-        learner: Any = dataclasses.replace(getattr(self, name), num_envs=envs)
-        return dataclasses.replace(self.under_controller_of(self.planner), num_envs=envs, **{name: learner})
+        usual = type(self).defaults(self.preset)
+        name, idle = ("residual", "dppo") if self.algo == "residual" else ("dppo", "residual")
+        found = dataclasses.replace(
+            self.under_controller_of(self.planner), num_envs=self.num_envs or self.dppo.num_envs
+        )
+        # Of the learner that idles the number is no flag, and its preset's is one that fits its other settings.
+        numbers = {name: found.num_envs, idle: getattr(usual, idle).num_envs}
+        learners: dict[str, Any] = {
+            which: dataclasses.replace(getattr(self, which), num_envs=envs) for which, envs in numbers.items()
+        }
+        return dataclasses.replace(found, **learners)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -485,11 +494,13 @@ class RefineArgs(LearnedSampling, TaskFlags):
     def check(self) -> None:
         super().check()
         envs, groups = self.num_envs or self.dppo.num_envs, self.dppo.shuffle_groups
-        if self.recorded > envs or self.recorded % groups:
+        if self.schedule.moves_controller and (self.recorded > envs or self.recorded % groups):
             raise ConfigError("recorded", self.recorded, f"a multiple of shuffle_groups={groups} up to num_envs={envs}")
         left_out(self, "curriculum_pass", self.curriculum, "it is about --curriculum")
-        for name in ("controller", "controller_std", "recorded"):
-            as_usual(self, name, self.schedule.moves_controller, "the controller learns nothing by this schedule")
+        still = "the controller learns nothing by this schedule"
+        for name in ("controller", "controller_std", "controller_parts", "recorded"):
+            as_usual(self, name, self.schedule.moves_controller, still)
+        as_usual(self, "schedule", self.schedule.moves_controller, still, only=("rehearsals",))
         if self.curriculum and not self.schedule.moves_planner:
             raise ConfigError(
                 "curriculum", True, "False where the planner learns nothing (schedule.planner_iterations=0)"
@@ -577,6 +588,8 @@ class DSRLArgs(Watched, TaskFlags):
     def check(self) -> None:
         super().check()
         left_out(self, "tickets", self.controls, "it is about --controls")
+        distils = self.variant == "na"
+        as_usual(self, "dsrl", distils, "it is about --variant na", only=("distillations", "distill_from"))
         if self.controls and not self.trials:
             raise ConfigError("controls", self.controls, "False, or with --trials above 0")
 

@@ -39,8 +39,10 @@ class Stage(Protocol):
       env: the environment, one action per step.
       params: its parameters, under which planners are judged.
       practice_env, practice: those in and under which they learn.
+      at_once: episodes of a judgement that are played side by side, unless another number is asked for.
     """
 
+    at_once: int
     env: Any
     params: Any
     practice_env: Any
@@ -60,6 +62,11 @@ class Stage(Protocol):
     ) -> dict[str, Any]:
         """As `judge`, for anything that acts as `rdp_jax.planner.Actor` does, with the first two arguments of its `act`."""
         ...
+
+
+def side_by_side(stage: Stage, trials: int, asked: int | None) -> int:
+    """Of `trials` episodes of a judgement, how many are played side by side."""
+    return min(asked or stage.at_once, trials)
 
 
 def set_up(args: TaskFlags, history: int, record: bool = False) -> Stage:
@@ -95,6 +102,8 @@ class HumanoidStage:
     Attributes:
       last: the latest evaluation's episodes.
     """
+
+    at_once = 256
 
     def __init__(self, args: TaskFlags, history: int = 8, record: bool = False):
         self.name, self.record = args.task, record
@@ -180,7 +189,7 @@ class HumanoidStage:
                 trials,
                 self.params,
                 weights,
-                at_once or min(256, trials),
+                side_by_side(self, trials, at_once),
                 lambda done, steps: bar.update(done, steps, ""),
             )
         self.last = played
@@ -190,6 +199,8 @@ class HumanoidStage:
 
 class GymStage:
     """A Gymnasium task; the score is the mean return."""
+
+    at_once = 64
 
     def __init__(self, args: TaskFlags, history: int = 1):
         if history != 1:
@@ -239,7 +250,7 @@ class GymStage:
         at_once: int | None,
     ) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
-        at_once = at_once or min(64, trials)
+        at_once = side_by_side(self, trials, at_once)
         returns, steps = [], 0
         with output.Progress(f"eval {self.name}", total=trials) as bar:
             for first in range(0, trials, at_once):

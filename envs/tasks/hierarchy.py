@@ -219,8 +219,10 @@ class Hierarchy:
             stage=stage,
         )
         fall = jnp.any(fell)
-        success = self.task.success(world, view) & ~fall
-        drop = self.task.failure(world, view) & ~fall & ~success
+        # Physics that broke down stands still, and what is read off it once more says nothing.
+        valid = ~fall & ~inner.physics.diverged
+        success = self.task.success(world, view) & valid
+        drop = self.task.failure(world, view) & valid & ~success
         speed = jnp.linalg.norm(self.control._hand_velocity(inner.physics) - inner.physics.qvel[:3], axis=-1).mean()
         metrics = {
             "success": success,

@@ -161,6 +161,9 @@ class DPPOConfig:
             allowed = f"more than kl_goal={self.kl_goal}" + (", or 0" if self.kl_goal else "")
             raise ConfigError("target_kl", self.target_kl, allowed)
         check_residual("critic_sizes", self.critic_sizes)
+        usual = type(self).__dataclass_fields__["reward_clip"].default
+        if not self.reward_scaling and self.reward_clip != usual:
+            raise ConfigError("reward_clip", self.reward_clip, f"{usual} (left out) where reward_scaling is False")
 
 
 @struct.dataclass

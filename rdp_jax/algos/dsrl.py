@@ -40,6 +40,8 @@ class BasePolicy(Protocol):
 
     noise_shape: tuple[int, int]
     """`(Ta, Da)` of the noise."""
+    noise_std: float
+    """Std of the noise under which the policy acts while nobody steers it."""
     chunk_dim: int
     """Numbers of an executed chunk."""
 
@@ -63,7 +65,12 @@ class DSRLConfig:
     variant: str = chosen("na", ("na", "sac"), "noise-aliased, or soft actor-critic on the noise itself")
     num_envs: int = ranged(64, 1, 2**20, "environments, over all devices")
     unroll_length: int = ranged(4, 1, 10_000, "chunks per environment and iteration")
-    warmup: int = ranged(8, 1, 10**6, "first iterations, which only collect under the base policy's own noise")
+    warmup: int = ranged(
+        8,
+        1,
+        10**6,
+        "first iterations, which only collect, under the base policy's own noise (repeated where `noise` says so)",
+    )
     critic_warmup: int = ranged(8, 0, 10**6, "iterations after those in which only the critics learn")
     updates: int = ranged(20, 1, 10_000, "critic and actor steps per iteration, N")
     distillations: int = ranged(10, 0, 10_000, "distillation steps per iteration, M (na)")
@@ -133,6 +140,9 @@ class DSRLConfig:
 
     def check(self) -> None:
         """Fields that must fit each other."""
+        usual = type(self).__dataclass_fields__["widen_from"].default
+        if not self.widening and self.widen_from != usual:
+            raise ConfigError("widen_from", self.widen_from, f"{usual} (left out) where widening is 0")
         if self.num_envs * self.unroll_length > self.capacity:
             raise ConfigError(
                 "capacity", self.capacity, f"at least {self.num_envs * self.unroll_length} (an iteration)"
@@ -186,8 +196,7 @@ def state_spec() -> LearnerState:
     """Partition specs: a prefix tree of `LearnerState`."""
     specs: Any = [P()] * len(dataclasses.fields(LearnerState))
     sharded = P(parallel.AXIS)
-    buffer: Any = replay.Replay(sharded, P())  # type: ignore[arg-type]
-    return LearnerState(*specs).replace(env=sharded, episode=sharded, buffer=buffer)
+    return LearnerState(*specs).replace(env=sharded, episode=sharded, buffer=sharded)
 
 
 def noise_dim(config: DSRLConfig, policy: BasePolicy) -> int:
@@ -360,13 +369,13 @@ class Update(Iteration):
         metrics = {
             **rollout.summarize(parallel.psum(stats, self.axis)),
             **learned,
-            "buffer/rows": replay.size(state.buffer).astype(jnp.float32) * parallel.size(self.mesh),
+            "buffer/rows": parallel.psum(replay.size(state.buffer).astype(jnp.float32), self.axis),
             "guard/skipped_updates": state.skipped.astype(jnp.float32),
         }
         return state, metrics
 
     def _collect(self, state: LearnerState, env_params: Any, pool: Any, noise_key: Array):
-        """Steps the environments, under normal noise while warming up, and remembers what happened."""
+        """Steps the environments, under the policy's own noise while warming up, and remembers what happened."""
         config = self.config
         indices = parallel.local_indices(config.num_envs, self.mesh)
         env_keys = parallel.fold_each(noise_key, indices)
@@ -376,7 +385,7 @@ class Update(Iteration):
         def act(obs, noise):
             seen = self.policy.see(state.base, obs["actor"])
             steered, _ = self.nets.act(state.params["actor"], seen, noise, width)
-            u = jnp.where(warming, noise / config.noise_bound, steered)
+            u = jnp.where(warming, self.policy.noise_std / config.noise_bound * noise, steered)
             chunk = self.policy.sample(state.base, obs["actor"], to_noise(config, self.policy, u))
             return self.policy.to_env(state.base, chunk), (u, chunk)
 
@@ -438,13 +447,15 @@ class Update(Iteration):
 
     def _batch(self, state: LearnerState, key: Array) -> Row:
         """Rows of this device's share of a batch, the critics' observations normalised."""
-        if self.axis is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(self.axis))
         rows: Row = replay.sample(state.buffer, key, self.config.batch // parallel.size(self.mesh))
         return rows.replace(
             critic_obs=normalize.apply(state.normalizer, rows.critic_obs),
             next_critic_obs=normalize.apply(state.normalizer, rows.next_critic_obs),
         )
+
+    def _own(self, key: Array) -> Array:
+        """A key of this device's own: what is drawn for its rows is not drawn for another's."""
+        return key if self.axis is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis))
 
     def _step(self, name: str, grads: Any, params: dict, opt_state: dict, lr: float) -> Array:
         """Adam on one network, in place of the dictionaries' entries; refused if not finite."""
@@ -462,7 +473,7 @@ class Update(Iteration):
         config, nets, policy = self.config, self.nets, self.policy
         params, target, opt_state, skipped = carry
         params, opt_state = dict(params), dict(opt_state)
-        batch_key, now_key, next_key = jax.random.split(key, 3)
+        batch_key, now_key, next_key = jax.random.split(self._own(key), 3)
         batch = self._batch(state, batch_key)
         rows = batch.reward.shape[0]
         seen, seen_next = policy.see(state.base, batch.actor_obs), policy.see(state.base, batch.next_actor_obs)
@@ -521,7 +532,7 @@ class Update(Iteration):
         config, nets, policy = self.config, self.nets, self.policy
         params, target, opt_state, skipped = carry
         params, opt_state = dict(params), dict(opt_state)
-        batch_key, noise_key = jax.random.split(key)
+        batch_key, noise_key = jax.random.split(self._own(key))
         batch = self._batch(state, batch_key)
         if config.distill_from == "replay":
             u, chunk = batch.u, batch.chunk

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -263,7 +264,8 @@ class Update:
         def run(state: JointState, env_params: Any, pool: Any) -> tuple[JointState, dict[str, Array]]:
             params = env_params.replace(controller=controller_of(state))
             if phase == "planner":
-                planner, metrics = self.planner._iterate(state.planner, params, pool)
+                with self._as_planner():
+                    planner, metrics = self.planner._iterate(state.planner, params, pool)
                 parts = state.parts
             else:
                 planner, parts, metrics = self._both(state, params, pool, plan_learns=phase == "both")
@@ -271,13 +273,18 @@ class Update:
 
         return run
 
+    def _as_planner(self) -> AbstractContextManager[Any]:
+        """Products as precise as the planner's own config says; outside it they are as the controller's."""
+        return jax.default_matmul_precision(self.planner.config.matmul_precision)
+
     def _both(self, state: JointState, env_params: Any, pool: Any, plan_learns: bool):
         """A rollout in which the controller explores, and what is learned from it."""
         planner, data, metrics = self.collect(state, env_params, pool, plan_learns)
         shuffle_key = self.keys(state)[2]
         if plan_learns:
             plan_key, shuffle_key = jax.random.split(shuffle_key)
-            planner, learned = self.planner.digest(planner, data.replace(extras=data.extras[0]), plan_key)
+            with self._as_planner():
+                planner, learned = self.planner.digest(planner, data.replace(extras=data.extras[0]), plan_key)
             metrics |= learned
         parts, learned = self.digest(state.parts, data, shuffle_key, state.rehearsal)
         return planner, parts, {**metrics, **learned}
@@ -299,7 +306,8 @@ class Update:
         widths, ticks = self.env.parts, self.env.ticks
 
         def act(obs, keys):
-            return self.planner.plan(planner, obs, keys, plan_explores)
+            with self._as_planner():
+                return self.planner.plan(planner, obs, keys, plan_explores)
 
         def step(pool, env_state, action, params, keys):
             noise = {}

@@ -91,4 +91,6 @@ def train(
                 progress(Progress(iteration, config.iterations, metrics, time.monotonic() - begin))
         if run and (iteration > first or run.checkpoints.latest() is None):
             run.save(iteration, state)
+        if run and stop.received is None:
+            run.end(iteration)
         return Result(state, metrics, stop.received)

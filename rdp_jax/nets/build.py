@@ -11,7 +11,7 @@ from rdp_jax.config import ConfigError, chosen, ranged
 from rdp_jax.nets.denoiser import DenoiserMLP, check_residual
 from rdp_jax.nets.dit import DiT
 from rdp_jax.nets.recurrent import ChunkMLP, LSTMChunk
-from rdp_jax.nets.unet import UNet
+from rdp_jax.nets.unet import GROUPS, UNet
 
 KINDS = ("dit", "mlp", "unet", "lstm", "gaussian-mlp")
 GAUSSIAN = ("lstm", "gaussian-mlp")
@@ -38,6 +38,8 @@ class NetConfig:
             raise ConfigError("heads", self.heads, f"a divisor of width={self.width}")
         if self.kind in ("mlp", "gaussian-mlp"):
             check_residual("sizes", self.sizes)
+        if self.kind == "unet" and self.width % GROUPS:
+            raise ConfigError("width", self.width, f"a multiple of {GROUPS} (groups that are normalised)")
 
 
 def network(config: NetConfig, shape: tuple[int, int], history: int) -> Any:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from envs.core import EnvSpec, State
 from envs.wrappers import AutoReset
@@ -58,7 +59,7 @@ class Bandit:
 class Linear:
     """A frozen policy of one action: the noise, halved."""
 
-    noise_shape, chunk_dim = (1, 2), 2
+    noise_shape, chunk_dim, noise_std = (1, 2), 2, 1.0
 
     def see(self, params, obs):
         return obs
@@ -186,6 +187,16 @@ def test_a_function_outside_jax_is_steered_alike():
     assert float(a["reward/mean"]) == pytest.approx(float(b["reward/mean"]), abs=1e-6)
 
 
+def test_a_quieter_policy_warms_up_as_quietly():
+    class Quiet(Linear):
+        noise_std = 0.5
+
+    state, update = make(CONFIG, Quiet())
+    replayed = update(state, jnp.float32(0.0))[0].buffer
+    u = np.asarray(replayed.rows.u)[: int(replay.size(replayed))]
+    assert np.std(BOUND * u) == pytest.approx(0.5, rel=0.2)
+
+
 def test_repeated_noise_is_one_vector_for_all_actions():
     class Long(Linear):
         noise_shape = (3, 2)
@@ -215,6 +226,14 @@ def test_two_devices_learn_and_a_resumed_run_is_the_same():
     for _ in range(CONFIG.warmup + 2):
         state, metrics = update(state, jnp.float32(0.0))
     assert float(metrics["buffer/rows"]) == 8 * 64 and np.isfinite(metrics["loss/critic"])
+
+    # Each device has its own rows, and its own noise for them.
+    added = dsrl.init(
+        jax.random.key(0), CONFIG, Linear(), jnp.float32(GAIN), AutoReset(Bandit()), jnp.float32(0.0), mesh
+    )
+    assert added.buffer.added.shape == (2,) and make(CONFIG)[0].buffer.added.shape == (1,)
+    own = parallel.shard(lambda key: update._own(key)[None], mesh, P(), P(parallel.AXIS))(jax.random.key(3))
+    assert len({tuple(row) for row in np.asarray(jax.random.key_data(own))}) == 2
 
     def run(state, update, n):
         for _ in range(n):

@@ -104,6 +104,25 @@ def test_one_and_four_devices_agree():
             np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-4)
 
 
+@pytest.mark.parametrize("schedule", [joint.Schedule(variant="simultaneous"), joint.Schedule(controller_iterations=0)])
+def test_the_planner_learns_as_precisely_as_its_own_config_says(schedule, monkeypatch):
+    toy, seen = Made(dataclasses.replace(DPPO, matmul_precision="default")), {}
+    for part, name in ((dppo.Update, "digest"), (dppo.Update, "plan"), (ppo, "digest")):
+        real = getattr(part, name)
+
+        def watched(*args, real=real, where=f"{part.__name__}.{name}", **more):
+            seen[where] = jax.config.jax_default_matmul_precision
+            return real(*args, **more)
+
+        monkeypatch.setattr(part, name, watched)
+    toy.update(schedule)(toy.start(), toy.params)
+    controller = seen.pop("rdp_jax.algos.ppo.digest", "highest")
+    assert (
+        seen == {"Update.digest": "default", "Update.plan": "default"}
+        and controller == PPO.matmul_precision == "highest"
+    )
+
+
 def test_the_controllers_groups_must_divide_over_devices_too():
     toy, mesh = Made(), parallel.make_mesh(4)
     planner = dppo.Update(toy.config, toy.policy, toy.env, mesh)

@@ -11,6 +11,7 @@ import pytest
 from rdp_jax.algos.joint import Schedule
 from rdp_jax.config import ConfigError, validate
 from rdp_jax.planner import Planner
+from train import cli
 from train.attempt import Attempt
 from train.keeping import CHOOSING
 from train.sampling import with_first_std
@@ -19,11 +20,18 @@ from train.task_args import (
     DSRLArgs,
     FinetuneArgs,
     PlayArgs,
+    PretrainArgs,
     RefineArgs,
     residual_ppo,
     task_dppo,
+    task_dsrl,
     task_planner,
 )
+
+HERE = Path(__file__)  # a file; nobody reads it
+PLANNER = task_planner()
+noisy = dataclasses.replace(PLANNER, diffusion=dataclasses.replace(PLANNER.diffusion, steps=20))
+wide = dataclasses.replace(PLANNER, gaussian=dataclasses.replace(PLANNER.gaussian, std=0.3))
 
 
 class Stage:
@@ -152,6 +160,11 @@ def test_what_cannot_be_chosen_from_is_refused(kind, flags):
         ),
         (RefineArgs(schedule=Schedule(controller_iterations=0), controller_std=0.5), "controller_std"),
         (RefineArgs(schedule=Schedule(controller_iterations=0), recorded=32), "recorded"),
+        (RefineArgs(schedule=Schedule(controller_iterations=0), controller_parts="legs"), "controller_parts"),
+        (RefineArgs(schedule=Schedule(controller_iterations=0, rehearsals=2)), "schedule.rehearsals"),
+        (DSRLArgs(variant="sac", dsrl=dataclasses.replace(task_dsrl("cpu"), distillations=3)), "dsrl.distillations"),
+        (PretrainArgs(net="lstm", data=HERE, planner=noisy), "planner.diffusion.steps"),
+        (PretrainArgs(data=HERE, planner=wide), "planner.gaussian.std"),
     ],
 )
 def test_what_would_be_ignored_is_refused(args, field):
@@ -165,6 +178,17 @@ def test_a_learner_is_not_refused_for_what_another_one_needs():
     assert found.residual.num_envs == 100 and found.dppo.num_envs == task_dppo("cpu").num_envs
     with pytest.raises(ConfigError, match=r"minibatches=16"):
         validate(FinetuneArgs(num_envs=100).resolved())
+
+
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_a_learner_that_idles_is_refused_nothing(preset):
+    words = ["--preset", preset, "--algo", "residual", "--num-envs", "100"]
+    assert cli.parse(cli._find(["finetune"])[0], FinetuneArgs, words).residual.num_envs == 100
+    # The controller's share of environments that there are not.
+    still = RefineArgs(num_envs=32, schedule=Schedule(controller_iterations=0))
+    validate(still.resolved())
+    with pytest.raises(ConfigError, match=r"recorded=64.*up to num_envs=32"):
+        validate(RefineArgs(num_envs=32).resolved())
 
 
 @pytest.mark.parametrize("preset", ["cpu", "gpu"])

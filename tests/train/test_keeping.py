@@ -47,6 +47,13 @@ def test_what_was_judged_in_another_way_is_no_match(tmp_path, other):
     assert iteration == 5 and value(found) == 5
 
 
+def test_what_was_judged_in_another_way_is_better_than_what_nobody_judged(tmp_path):
+    Best(args(tmp_path, keep="best"), tree(0)).offer(4, {"score": 0.9}, tree(4))
+    again = Best(args(tmp_path, keep="best", resume=True, trials=16), tree(0))
+    iteration, found = again.choose(6, tree(6))  # nothing was left to learn, or the next judgement never came
+    assert iteration == 4 and value(found) == 4
+
+
 def test_without_it_the_last_comes_out_and_nothing_is_written(tmp_path):
     best = Best(args(tmp_path), tree(0))
     best.offer(1, {"score": 1.0}, tree(1))

@@ -15,7 +15,7 @@ from rdp_jax.planner import load
 from train.cli import main
 from train.controller import load_part
 from train.learning import Pace
-from train.refine import Curriculum, check_parts, quieter, rehearsals
+from train.refine import Curriculum, check_parts, check_std, quieter, rehearsals
 from train.task_args import RefineArgs
 from train.tasks import shipped
 
@@ -111,6 +111,17 @@ def test_parts_rehearse_where_they_were_trained():
     assert not rehearsals(none, args.controller, platforms=True)
     hands = RefineArgs(task="stairs", backend="native")
     assert list(rehearsals(hands, args.controller, platforms=True)) == ["hands"]
+
+
+def test_a_std_that_would_be_put_right_at_once_is_refused():
+    controller = {part: load_part(part) for part in ("legs", "hands")}
+    check_std(RefineArgs(controller_parts="both"), controller)
+    check_std(RefineArgs(controller_std=0.05), controller)  # of the hands
+    quiet = RefineArgs(controller_parts="both", controller_std=0.05)
+    with pytest.raises(ConfigError, match=r"controller_std=0.05, allowed: 0.1"):
+        check_std(quiet, controller)
+    check_std(dataclasses.replace(quiet, controller=dataclasses.replace(quiet.controller, min_std=0.001)), controller)
+    check_std(dataclasses.replace(quiet, schedule=Schedule(controller_iterations=0)), controller)
 
 
 def test_what_the_controller_learns_from_must_divide_into_its_minibatches():

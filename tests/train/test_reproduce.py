@@ -8,15 +8,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import struct
 
+from rdp_jax.algos.loop import LoopConfig, train
 from rdp_jax.config import ConfigError, validate
-from rdp_jax.runs import RunError
-from train import cli, reproduce
+from rdp_jax.runs import Run, RunError
+from train import child, cli, reproduce
 from train.args import ReproduceArgs
 from train.names import GYM_TASKS
 from train.output import Failed
 from train.recipes import RECIPES
+
+
+@struct.dataclass
+class Count:
+    """A learner that only counts."""
+
+    iteration: jax.Array
 
 
 def plan(name, task="pickup", **more):
@@ -24,11 +35,12 @@ def plan(name, task="pickup", **more):
     return args, reproduce.steps_of(args, 0)
 
 
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
 @pytest.mark.parametrize(
     ("name", "task"), [*((name, "pickup") for name in sorted(RECIPES)), ("success", "stairs"), ("success", "transport")]
 )
-def test_every_step_parses(name, task, tmp_path):
-    _, steps = plan(name, task)
+def test_every_step_parses(name, task, preset, tmp_path):
+    _, steps = plan(name, task, preset=preset)
     folder = tmp_path / "seed-0"
     # Files that earlier steps write.
     for step in steps:
@@ -236,6 +248,25 @@ def test_a_step_cut_short_by_a_signal_is_not_done(tmp_path, monkeypatch):
     first, second = ran  # and no third
     assert "--resume" not in first and first[first.index("--minutes") + 1] == "5"
     assert "--resume" in second and second[second.index("--minutes") + 1] == "2"  # three of five were spent
+
+
+def test_a_step_that_had_learned_all_learns_no_more(tmp_path):
+    step = next(step for step in plan("joint", minutes=5.0)[1] if step.name == "planner-only")
+    run = Run(tmp_path, {})
+    train(
+        lambda state, params: (Count(state.iteration + 1), {}), Count(jnp.int32(0)), (), LoopConfig(iterations=9), run
+    )
+    run.close()
+    words = reproduce.going_on(reproduce.command(step, tmp_path), tmp_path)
+    assert words[words.index("--iterations") + 1] == "9"
+
+
+def test_a_step_has_the_package_that_the_table_has_whatever_lies_where_it_runs(tmp_path, monkeypatch):
+    (tmp_path / "train.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    found = subprocess.run(child.command(["--help"]), env=child.environment(), capture_output=True, text=True)
+    assert found.returncode == 0 and "reproduce" in found.stdout
 
 
 def test_a_summary_that_is_no_json_is_named(tmp_path):
