@@ -7,7 +7,6 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from importlib import metadata
@@ -18,7 +17,7 @@ import jax
 
 from benchmarks.scenarios import SCENARIOS, Case, Scenario
 from rdp_jax.config import ConfigError
-from rdp_jax.runs import write_json
+from rdp_jax.runs import git_revision, write_json
 from train.output import plain
 
 RESULTS = Path(__file__).parent / "results"
@@ -164,7 +163,7 @@ def machine() -> dict[str, Any]:
         "device_count": jax.device_count(),
         "platform": jax.default_backend(),
         "versions": {p: _version(p) for p in PACKAGES},
-        "revision": _revision(),
+        "revision": git_revision(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -188,12 +187,4 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
         return None

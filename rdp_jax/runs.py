@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_revision() -> str | None:
-    """Commit of the source tree, with `+` when there are local changes; `None` outside a repository.
+    """Commit of the source tree, with `+` when there are local changes; `None` outside a repository, or in somebody else's.
 
     As it was when this was first asked: what a process runs does not change when the tree does.
     """
@@ -56,6 +56,9 @@ def git_revision() -> str | None:
         return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout
 
     try:
+        git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # of an installed package it is the user's own repository
         return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
     except (OSError, subprocess.SubprocessError):
         return None

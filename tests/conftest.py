@@ -14,6 +14,7 @@ if version("jaxlib").startswith("0.10."):  # later ones refuse this flag
 given = os.environ.get("XLA_FLAGS", "")
 flags = [f"--{name}={value}" for name, value in FLAGS.items() if name not in given]
 os.environ["XLA_FLAGS"] = " ".join([given, *flags]).strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # whatever else the machine has: the virtual devices are CPUs
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 

@@ -24,7 +24,7 @@ import tyro
 
 from rdp_jax.config import ConfigError, validate
 from rdp_jax.heap import keep_freed
-from rdp_jax.programs import keep_programs
+from rdp_jax.programs import exact_products, keep_programs
 from train.args import Resumable
 from train.output import Failed, show, stdout_to_stderr
 
@@ -433,6 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # the process is ours
         keep_freed()
         keep_programs()
+        exact_products()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         found = _find(words)

@@ -6,6 +6,7 @@ TASKS = (*T1_TASKS, *GYM_TASKS)
 OUTSIDE = (r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "MODULE:CLASS")
 """How a task of the T1 is named that is not part of this project: pattern, and what to call it."""
 
+HDF5 = (".hdf5", ".h5")  # of robomimic's data
 PLANNER = "planner.safetensors"  # in a run directory
 
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs.tasks.catalog import make_task
+from envs.tasks.hierarchy import ROBOT_LAYOUT
 from rdp_jax import parallel
 from rdp_jax.algos import bc
 from rdp_jax.algos.loop import LoopConfig, train
@@ -17,11 +19,12 @@ from rdp_jax.checkpoint import fingerprint
 from rdp_jax.config import ConfigError, to_dict, without_paths
 from rdp_jax.data import episodes as E
 from rdp_jax.data import windows as W
-from rdp_jax.data.foreign import is_lerobot, load_foreign
+from rdp_jax.data.foreign import is_lerobot, load_foreign, observations
 from rdp_jax.planner import Bundle, Dims, Planner, make_policy
 from rdp_jax.runs import Run, git_revision, versions
 from train import output
 from train.demonstrations import FILE
+from train.names import HDF5, of_t1
 from train.task_args import PretrainArgs
 from train.tasks import check_fits, keep_planner, set_up, side_by_side
 
@@ -29,8 +32,8 @@ from train.tasks import check_fits, keep_planner, set_up, side_by_side
 def load_demonstrations(args: PretrainArgs) -> E.Episodes:
     """The episodes to imitate.  Raises `DataError`, `ConfigError`."""
     assert args.data is not None
-    if args.data.suffix in (".hdf5", ".h5") or is_lerobot(args.data):
-        found = load_foreign(args.data)
+    if args.data.suffix in HDF5 or is_lerobot(args.data):
+        found = load_foreign(args.data, joined(args))
     else:
         found = E.load(args.data / FILE if args.data.is_dir() else args.data)
     task = found.metadata.get("task", args.task)
@@ -41,6 +44,22 @@ def load_demonstrations(args: PretrainArgs) -> E.Episodes:
             raise ConfigError("demonstrations", args.demonstrations, f"1 .. {len(found)} (episodes in the file)")
         found = E.take(found, np.arange(args.demonstrations))
     return found
+
+
+def joined(args: PretrainArgs) -> tuple[str, ...]:
+    """Observations of an HDF5 file in the order in which they are joined.
+
+    Its own has no meaning: a planner that learned from them in another order than its task's sees nonsense at play, and only the
+    sum of the widths would have to fit.  Raises `ConfigError` where nobody says which it is.
+    """
+    assert args.data is not None
+    if args.observations or args.data.suffix not in HDF5 or not of_t1(args.task):
+        return args.observations
+    wanted, names = tuple({**ROBOT_LAYOUT, **make_task(args.task).object_layout}), observations(args.data)
+    if not set(wanted) <= set(names):
+        allowed = f"some of {', '.join(names)}, in the order of the robot that will play (of {args.task}: {', '.join(wanted)})"
+        raise ConfigError("observations", None, allowed)
+    return wanted
 
 
 def normalised(args: PretrainArgs, found: E.Episodes) -> tuple[tuple[bc.Data, bc.Data], Bundle]:

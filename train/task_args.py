@@ -28,7 +28,7 @@ from train.args import (
     said,
     t1_task,
 )
-from train.names import T1_TASKS, of_t1
+from train.names import HDF5, T1_TASKS, of_t1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,6 +227,9 @@ class PretrainArgs(Resumable, TaskFlags):
     )
     net: str = chosen("dit", ("dit", "mlp", "unet", "lstm", "gaussian-mlp"), "kind of planner")
     demonstrations: int | None = optional(1, 10**7, "use that many episodes; left out: all")
+    observations: tuple[str, ...] = said(
+        (), "of an .hdf5 file: what is joined to one observation, in this order; left out: as the task's own are"
+    )
     minutes: float | None = optional(0.01, 1e5, "stop after this much wall clock", "min")
     epochs: int = ranged(200, 0, 10**7, "passes over the data; 0: random weights, with the data's bounds")
     pad_end: str = chosen("repeat", ("repeat", "none"), "windows at an episode's end: repeat its last action, or none")
@@ -255,6 +258,8 @@ class PretrainArgs(Resumable, TaskFlags):
         super().check()
         if self.data is None or not self.data.exists():
             raise ConfigError("data", None if self.data is None else str(self.data), "an existing file or directory")
+        if self.observations and self.data.suffix not in HDF5:
+            raise ConfigError("observations", self.observations, "left out (the data are no .hdf5 file)")
         unused = "diffusion" if self.net in GAUSSIAN else "gaussian"
         as_usual(self, "planner", False, f"it is not about --net {self.net}", only=(unused,))
 

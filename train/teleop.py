@@ -77,11 +77,18 @@ class Shelf:
           played: one recorded episode.
           counts: `{"tried", "won", "next"}` of all of the person's episodes so far.
         """
-        before = self.metadata.get("teleop", {"tried": 0, "won": 0})
-        totals = {k: int(self.metadata.get(k, 0)) + counts[k] - before[k] for k in ("tried", "won")}
         fresh = from_played(env, played, np.array([0]), self.recipe)
         assert fresh is not None
-        kept = E.concatenate([self.kept, fresh]) if self.kept else fresh
+        return self._save(E.concatenate([self.kept, fresh]) if self.kept else fresh, counts)
+
+    def close(self, counts: Mapping[str, int]) -> None:
+        """Saves the counts once more, as episodes may have been lost since the last one was kept; nothing where none is."""
+        if self.kept and dict(counts) != self.metadata.get("teleop"):
+            self._save(self.kept, counts)
+
+    def _save(self, kept: E.Episodes, counts: Mapping[str, int]) -> int:
+        before = self.metadata.get("teleop", {"tried": 0, "won": 0})
+        totals = {k: int(self.metadata.get(k, 0)) + counts[k] - before[k] for k in ("tried", "won")}
         kept = noted(kept, recipe=self.recipe, teleop=dict(counts), **totals)
         E.save(self.path, kept, overwrite=True)
         self.kept, self.metadata = kept, kept.metadata
@@ -110,6 +117,7 @@ def run_teleop(args: TeleopArgs) -> dict[str, Any]:
     finally:
         listening.close()
     session.finish()
+    shelf.close(session.counts)
     tried, won, kept = session.tried, session.won, session.kept
     facts = E.summary(shelf.kept) if shelf.kept else {"steps": 0, "mean_length": None}
     metrics = {

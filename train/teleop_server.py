@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from safetensors import SafetensorError
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
 from rdp_jax.config import ConfigError
+from rdp_jax.data.episodes import DataError
 from train.teleop_input import InputError
 from train.teleop_session import DONE, RUNNING, Session
 
@@ -198,11 +200,16 @@ class Server:
             self._send(connection)
 
     def _hear(self, connection: ServerConnection, message: Any) -> None:
-        """Takes one message in; a bad one is answered, and changes nothing."""
+        """Takes one message in; a bad one is answered, and changes nothing.
+
+        So is one to keep what cannot be saved: the episode is still there, and can be kept once there is room for it.
+        """
         try:
             self.session.hear(_parse(message))
         except InputError as error:
             connection.send(json.dumps({"error": str(error)}))
+        except (OSError, SafetensorError, DataError) as error:
+            connection.send(json.dumps({"error": f"not saved: {error}"}))
 
     def _send(self, connection: ServerConnection) -> None:
         connection.send(json.dumps({**self.session.show(), "pace": self.pace.factor}, allow_nan=False))

@@ -170,8 +170,14 @@ class Session:
     def finish(self) -> None:
         """Nothing more is played; what was not kept is gone."""
         if self.phase != DONE:
+            self.number += bool(self._rows)
             self._leave()
             self.phase = DONE
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of all that was played, earlier calls included: what a later call begins with."""
+        return {"tried": self.tried, "won": self.won, "next": self.number}
 
     # --- what happens ----------------------------------------------------------------------------------------------------
 

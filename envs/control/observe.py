@@ -220,8 +220,17 @@ def hand_groups(
             rot.reshape(-1) * 4.0,
         ]
     )
+    # As the legs' critic has it: a heading is not among what these networks see.
+    velocity = gait.turn(-measured.base[3], measured.base_velocity[:2])
     hidden = jnp.concatenate(
-        [measured.base_velocity, privileged.payload, _clock(state), command.velocity, privileged.latency[None]]
+        [
+            velocity,
+            measured.base_velocity[2:],
+            privileged.payload,
+            _clock(state),
+            command.velocity,
+            privileged.latency[None],
+        ]
     )
     return actor, jnp.concatenate([actor, hidden])
 

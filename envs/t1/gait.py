@@ -231,7 +231,8 @@ def advance(
       The next state; a new step begins at `tick == 0`.
     """
     moving = jnp.any(jnp.abs(command) > 1e-3)
-    heading = state.anchor[:, 3].mean()
+    one, other = state.anchor[:, 3]
+    heading = one + 0.5 * wrap_angle(other - one)
     capture = velocity * config.fall_time + (0.0 if offset is None else offset)
     off = jnp.linalg.norm(turn(-heading, capture) / jnp.asarray(config.support))
     stumbling = ~state.walking & (off > 1.0)

@@ -32,10 +32,13 @@ PLACE = (-0.50, -0.12, 0.0)  # x, y and heading of a trunk that can work the lev
 
 @struct.dataclass
 class DoorWorld:
-    """`latched ()` bool; `worked ()` bool, the lever has been pressed far enough since the start."""
+    """All `()` bool: `latched`; `worked`, the lever has been pressed far enough since the start; `beyond`, the trunk is past the
+    frame's plane, and `through`, it came there between the posts."""
 
     latched: Array
     worked: Array
+    beyond: Array
+    through: Array
 
 
 class Door(TaskDefaults):
@@ -168,18 +171,21 @@ class Door(TaskDefaults):
     def start(self, view: View, params: Any = None) -> DoorWorld:
         """Latched."""
         del view, params
-        return DoorWorld(latched=jnp.array(True), worked=jnp.array(False))
+        no = jnp.array(False)
+        return DoorWorld(latched=jnp.array(True), worked=no, beyond=no, through=no)
 
     def angles(self, view: View) -> Array:
         """`(2,)` of door and lever [rad]."""
         return view.physics.qpos[self.joints]
 
     def tick(self, world: DoorWorld, view: View) -> tuple[DoorWorld, Array]:
-        """The latch's memory."""
+        """The latch's memory, and the robot's way."""
         door, lever = self.angles(view)
         pressed = lever > RELEASE
         latched = ~pressed & (world.latched | (door < SHUT))
-        world = world.replace(latched=latched, worked=world.worked | pressed)
+        x, y = view.physics.qpos[:2]
+        between = jnp.where(world.beyond, world.through, jnp.abs(y) < HALF_WIDTH)
+        world = DoorWorld(latched, world.worked | pressed, beyond=x > 0.0, through=(x > 0.0) & between)
         return world, latched.astype(jnp.float32)[None]
 
     def lever(self, view: View) -> Array:
@@ -210,9 +216,8 @@ class Door(TaskDefaults):
         return jnp.minimum(jnp.minimum(feet.min(), hands.min()), view.physics.qpos[0] - 0.1)
 
     def success(self, world: DoorWorld, view: View) -> Array:
-        """The whole robot is past the frame, between where the posts are, by way of the lever."""
-        inside = jnp.abs(view.physics.qpos[1]) < 2.0 * HALF_WIDTH
-        return world.worked & inside & (self.rear(view) > 0.5 * THICK + PAST)
+        """The whole robot is past the frame, through which it went, by way of the lever."""
+        return world.worked & world.through & (self.rear(view) > 0.5 * THICK + PAST)
 
     def stage(self, world: DoorWorld, view: View) -> Array:
         """As `stages`."""

@@ -223,7 +223,7 @@ class Hierarchy:
         valid = ~fall & ~inner.physics.diverged
         success = self.task.success(world, view) & valid
         drop = self.task.failure(world, view) & valid & ~success
-        speed = jnp.linalg.norm(self.control._hand_velocity(inner.physics) - inner.physics.qvel[:3], axis=-1).mean()
+        speed = jnp.linalg.norm(self.control._hand_velocity(inner.physics), axis=-1).mean()  # relative to the trunk
         metrics = {
             "success": success,
             "fall": fall,

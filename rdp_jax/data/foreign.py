@@ -38,7 +38,8 @@ def load_robomimic(path: Path, keys: Sequence[str] = ()) -> Episodes:
 
     Args:
       path: the file.
-      keys: low-dimensional observations to join, in this order; left out: all one-dimensional ones, sorted by name.
+      keys: low-dimensional observations to join, in this order; left out: all one-dimensional ones, sorted by name
+        (`observations`).
 
     Raises `DataError` naming file, episode, key and shape.
     """
@@ -74,6 +75,19 @@ def load_robomimic(path: Path, keys: Sequence[str] = ()) -> Episodes:
             success.append(bool(paid.max() > 0.0) if "rewards" in demo else True)
     metadata = {"recipe": {"format": "robomimic", "file": path.name}, "observations": chosen}
     return from_lists(obs, action, reward, success, range(len(obs)), metadata=metadata, where=str(path))
+
+
+def observations(path: Path) -> list[str]:
+    """Names of the one-dimensional observations of an HDF5 file's first episode, sorted.  Raises `DataError`."""
+    h5py = _needs("h5py", path)
+    try:
+        with h5py.File(path, "r") as file:
+            name = min(file["data"], key=lambda name: (len(name), name))
+            return _low_dimensional(path, name, file["data"][name])
+    except DataError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: no HDF5 file of episodes: {error!r}") from error
 
 
 def _is_group(file: Any, name: str) -> bool:

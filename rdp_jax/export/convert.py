@@ -484,7 +484,8 @@ def convert(
     onnx = need("onnx")
     graph = Graph(onnx)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs.values()]
-    closed = jax.make_jaxpr(function)(*shapes)
+    with jax.default_matmul_precision("highest"):  # of what is computed here and stored, too
+        closed = jax.make_jaxpr(function)(*shapes)
     if len(closed.out_avals) != 1:
         raise Unsupported(f"a function with {len(closed.out_avals)} outputs cannot be exported, only with one")
     named: list[Known] = [Value(name, aval) for name, aval in zip(inputs, closed.in_avals, strict=True)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from envs.tasks.catalog import make_expert, make_task
-from envs.tasks.door import HALF_WIDTH, LEVER_MAX, PAST, RELEASE, THICK, DoorWorld
+from envs.tasks.door import HALF_WIDTH, LEVER_MAX, PAST, RELEASE, THICK
 from envs.tasks.hierarchy import Hierarchy
 from train.controller import act, load_part
 from train.rollouts import ExpertPlayer, Theatre, report
@@ -85,23 +85,32 @@ def test_the_latch_remembers(door, start):
 def test_won_only_when_all_of_the_robot_is_through_by_the_lever(door, start):
     task, (state, _) = door.task, start
 
-    def won(x, y=0.0, worked=True, feet=None):
+    def won(x, y=0.0, worked=True, feet=None, by=None):
         view = door.view(state)
-        qpos = view.physics.qpos.at[:2].set(jnp.array([x, y])).at[3:7].set(jnp.array([1.0, 0, 0, 0]))
+        world = task.start(view).replace(worked=jnp.array(worked))
+        for way in ((-0.2, y), (0.1, y if by is None else by), (-0.1, 0.0), (0.1, y if by is None else by)):
+            world, _ = task.tick(world, view.replace(physics=at(view, *way)))
+        world, _ = task.tick(world, view.replace(physics=at(view, x, y)))
         both = jnp.full((2,), x) if feet is None else jnp.asarray(feet)
         placed = view.measured.feet.at[:, 0].set(both)
         view = view.replace(
-            physics=view.physics.replace(qpos=qpos),
+            physics=at(view, x, y),
             measured=view.measured.replace(feet=placed, hand_pos=jnp.array([[0.3, 0.2, 0.0], [0.3, -0.2, 0.0]])),
         )
-        return bool(task.success(DoorWorld(jnp.array(False), jnp.array(worked)), view))
+        return bool(task.success(world, view))
+
+    def at(view, x, y):
+        qpos = view.physics.qpos.at[:2].set(jnp.array([x, y])).at[3:7].set(jnp.array([1.0, 0, 0, 0]))
+        return view.physics.replace(qpos=qpos)
 
     past = 0.5 * THICK + PAST + 0.13
     assert won(past)
     assert not won(past - 0.02)
     assert not won(past, worked=False)  # by another way
     assert not won(past, feet=[past, past - 0.2])  # one foot behind
-    assert not won(past, y=3.0 * HALF_WIDTH)  # around the frame
+    assert won(past, y=0.7, by=0.3)  # between the posts, then to the side
+    assert not won(past, y=1.9 * HALF_WIDTH)  # around the frame
+    assert not won(past, by=1.9 * HALF_WIDTH)  # and back behind it
 
 
 def test_what_is_seen_of_the_door(door, start):

@@ -142,6 +142,17 @@ def test_a_shove_makes_a_standing_robot_step_in_its_direction():
     assert float(refs.target[12, 0]) > 0.04
 
 
+@pytest.mark.parametrize("heading", [0.0, 3.0, np.pi, -3.0])
+@pytest.mark.parametrize("side", [0.5, -0.5])
+def test_it_steps_to_that_side_whichever_way_it_faces(heading, side):
+    feet = square_feet(heading)
+    feet = feet.at[:, 3].set(gait.wrap_angle(heading + jnp.array([-0.01, 0.01])))
+    push = side * jnp.array([-np.sin(heading), np.cos(heading)])
+    drift = jnp.zeros((20, 2)).at[5:12].set(push)
+    states, _ = perfect_walk(jnp.zeros((20, 3)), drift, CONFIG, flat, (), jnp.int32(25), feet)
+    assert bool(states.walking[6]) and int(states.swing[6]) == (0 if side > 0 else 1)  # left is the first foot
+
+
 def test_balance_reaction_can_be_switched_off():
     config = GaitConfig(capture_gain=0.0, support=(1e9, 1e9))
     drift = jnp.full((60, 2), 0.8)

@@ -101,6 +101,38 @@ def test_starts_vary_and_nothing_moves_before_the_first_action(pickup, start):
     assert (box[:, 0] > corner * 0.7).all() and (np.abs(box[:, 1]) < 0.5).all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0, 3.0])
+def test_no_start_is_inside_the_table(pickup, start, scale):
+    _, params = start
+    world = params.control.world.replace(scale=jnp.float32(scale))
+    params = params.replace(control=params.control.replace(world=world))
+    starts = jax.jit(jax.vmap(pickup.reset, (0, None)))(jax.random.split(jax.random.key(2), 64), params)
+    model = pickup.control.model
+    data, names = mujoco.MjData(model), [model.geom(i).name for i in range(model.ngeom)]
+    arms = [i for i, name in enumerate(names) if name.endswith(("forearm", "hand", "finger")) or "palm" in name]
+    things = [names.index(name) for name in ("table", "box")]
+    for qpos in np.asarray(starts.physics.qpos, np.float64):
+        data.qpos[:] = qpos
+        mujoco.mj_forward(model, data)
+        assert (
+            min(mujoco.mj_geomDistance(model, data, arm, thing, 0.05, None) for arm in arms for thing in things)
+            > -0.003
+        )
+    spread = np.asarray(starts.physics.qpos[:, 0])
+    assert spread.std() > 0.08 * scale
+
+
+def test_a_hand_s_speed_is_that_of_the_arm(pickup, start):
+    state, params = start
+    qvel = state.physics.qvel.at[:2].set(jnp.array([0.3, 0.4])).at[2:].set(0.0)  # the robot glides, its joints at rest
+    moving = state.replace(physics=state.physics.replace(qvel=qvel))
+    data = mujoco.MjData(pickup.control.model)
+    data.qpos[:], data.qvel[:] = np.asarray(moving.physics.qpos), np.asarray(qvel)
+    mujoco.mj_forward(pickup.control.model, data)
+    seen = pickup.control._hand_velocity(moving.physics.replace(sensordata=jnp.asarray(data.sensordata, jnp.float32)))
+    np.testing.assert_allclose(seen, 0.0, atol=1e-4)
+
+
 def test_pickup_is_won_by_holding_and_by_nothing_less(pickup, start):
     task, (state, _) = pickup.task, start
     low = jnp.asarray([0.2, 0.0, TABLE_HEIGHT + 0.5 * EDGE + 0.09, 1, 0, 0, 0], jnp.float32)

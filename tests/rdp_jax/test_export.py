@@ -112,6 +112,30 @@ def test_a_file_can_be_steered(tmp_path, monkeypatch):
     assert nets.n == TA * DIMS.action
 
 
+def test_any_number_of_rows_goes_through_a_file_without_a_fixed_one(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    seen = [
+        onnx.helper.make_tensor_value_info(name, 1, rows)
+        for name, rows in (("obs", ["batch", 2]), ("noise", [None, 2]))
+    ]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["obs", "noise"], ["out"])],
+        "net",
+        seen,
+        [onnx.helper.make_tensor_value_info("out", 1, ["batch", 2])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "free.onnx")
+    session, x = Session(tmp_path / "free.onnx"), np.arange(10.0).reshape(5, 2)
+    np.testing.assert_allclose(session(x, 2 * x), 3 * x)
+    with pytest.raises(ValueError, match="wants"):
+        session(x[:, :1], x)
+    model.graph.input[0].type.tensor_type.shape.Clear()  # a single number
+    onnx.save(model, tmp_path / "scalar.onnx")
+    with pytest.raises(CheckpointError, match="axis of rows"):
+        Session(tmp_path / "scalar.onnx")
+
+
 # --- operations ----------------------------------------------------------------------------------------------------------
 
 X = np.linspace(-3.0, 3.0, 24, dtype=np.float32).reshape(2, 3, 4)

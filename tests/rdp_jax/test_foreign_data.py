@@ -5,8 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from envs.tasks.catalog import make_task
+from envs.tasks.hierarchy import ROBOT_LAYOUT
+from rdp_jax.config import ConfigError
 from rdp_jax.data.episodes import DataError
 from rdp_jax.data.foreign import is_lerobot, load_foreign, load_robomimic
+from train.pretrain import load_demonstrations
+from train.task_args import PretrainArgs
 
 LENGTHS = (5, 3, 4)
 
@@ -42,6 +47,30 @@ def test_robomimic_is_read_in_order(tmp_path):
     )
     np.testing.assert_allclose(found.action[-4:], demos["demo_10"]["actions"], rtol=1e-6)
     assert load_robomimic(tmp_path / "low_dim.hdf5", ["b"]).obs.shape == (12, 3)
+
+
+def test_observations_are_joined_as_the_task_has_them(tmp_path):
+    layout = {**ROBOT_LAYOUT, **make_task("pickup").object_layout}
+
+    def named(demos):
+        for demo in demos.values():
+            n = len(demo["actions"])
+            demo |= {f"obs/{key}": np.full((n, width), i) for i, (key, width) in enumerate(layout.items())}
+
+    robomimic(tmp_path / "own.hdf5", named)
+    robomimic(tmp_path / "others.hdf5")
+    found = load_demonstrations(PretrainArgs(data=tmp_path / "own.hdf5"))
+    assert found.obs[0].tolist() == [i for i, width in enumerate(layout.values()) for _ in range(width)]
+    with pytest.raises(
+        ConfigError, match=r"observations=None, allowed: some of a, b, in the order .* left_hand, right_hand"
+    ):
+        load_demonstrations(PretrainArgs(data=tmp_path / "others.hdf5"))
+    chosen = PretrainArgs(data=tmp_path / "others.hdf5", observations=("b", "a"))
+    assert load_demonstrations(chosen).obs.shape[1] == 4
+    assert load_demonstrations(PretrainArgs(data=tmp_path / "others.hdf5", task="hopper")).obs.shape[1] == 4
+    (tmp_path / "damaged.h5").write_text("no")
+    with pytest.raises(DataError, match="no HDF5 file"):
+        load_demonstrations(PretrainArgs(data=tmp_path / "damaged.h5"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """Where compiled programs are kept."""
 
+import os
+import subprocess
+import sys
+
 from rdp_jax import programs
 
 
@@ -11,6 +15,18 @@ def test_the_environment_decides_first():
     homeless: dict[str, str] = {}
     programs.keep_programs(homeless)
     assert homeless == {}
+
+
+def test_products_are_exact_unless_the_environment_says_otherwise():
+    told: dict[str, str] = {}
+    programs.exact_products(told)
+    assert told == {programs.PRECISION: "highest"}
+    told[programs.PRECISION] = "bfloat16"
+    programs.exact_products(told)
+    assert told[programs.PRECISION] == "bfloat16"
+    words = [sys.executable, "-c", "import jax; print(jax.config.jax_default_matmul_precision)"]
+    environ = {**os.environ, programs.PRECISION: "highest"}
+    assert subprocess.run(words, env=environ, capture_output=True, text=True).stdout.strip() == "highest"
 
 
 def test_a_directory_per_processor(monkeypatch, tmp_path):

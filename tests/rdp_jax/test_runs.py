@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from safetensors.numpy import save_file
 
-from rdp_jax import checkpoint, config, metrics, parallel
+from rdp_jax import checkpoint, config, metrics, parallel, runs
 from rdp_jax.algos import loop, ppo
 from rdp_jax.checkpoint import Checkpointer, CheckpointError
 from rdp_jax.runs import Run, RunError
@@ -50,6 +50,19 @@ def go(tiny, tiny_update, env):
             return loop.train(tiny_update, run.restore(state), params, settings, run, progress=progress)
 
     return run_to
+
+
+def test_a_repository_around_an_installed_package_is_not_its_own(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "-C", tmp_path, *who, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    package = tmp_path / "site-packages" / "runs.py"
+    package.parent.mkdir()
+    package.touch()
+    monkeypatch.setattr(runs, "__file__", str(package))
+    assert runs.git_revision.__wrapped__() is None
+    subprocess.run(["git", "-C", tmp_path, "add", package], check=True)
+    assert len(runs.git_revision.__wrapped__().rstrip("+")) == 40
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -358,6 +359,40 @@ def test_a_full_disk_loses_no_episode(robot):
     assert session.played().steps[0] == 1 and session.kept == 0
     with pytest.raises(InputError, match="allowed"):
         Session(robot, KEY, full, 1, keep_all=True).hear({"do": "keep"})
+
+
+@pytest.mark.slow
+def test_what_could_not_be_saved_can_be_kept_later(robot, tmp_path):
+    with Teleop(robot, wanting(tmp_path, episodes=1, keep_all=True)) as running, running.client() as client:
+        store, errors = running.session.store, [OSError(28, "No space left on device"), SafetensorError("I/O")]
+
+        def full(*given):
+            if errors:
+                raise errors.pop()
+            return store(*given)
+
+        running.session.store = full
+        client.say(keys=["KeyW"])
+        client.say(do="pause")
+        for said in ("I/O", "No space left"):
+            assert said in client.say(do="keep")["error"] and client.now["step"] == 1
+        client.say(do="keep")
+        assert client.now["phase"] == "done"
+        running.server.wait()
+    assert E.load(tmp_path / FILE).length.tolist() == [1]
+
+
+@pytest.mark.slow
+def test_what_was_lost_last_counts_too(robot, tmp_path):
+    with Teleop(robot, wanting(tmp_path, keep_all=True)) as running, running.client() as client:
+        for last in ("keep", "discard", "finish"):
+            client.say(keys=["KeyW"])
+            client.say(do=last)
+        assert client.now["phase"] == "done"
+        running.server.wait()
+    running.shelf.close(running.session.counts)
+    again = Shelf(wanting(tmp_path, resume=True, keep_all=True))
+    assert again.counts == {"tried": 3, "won": 0, "next": 3, "kept": 1} and again.metadata["tried"] == 3
 
 
 @pytest.mark.slow
