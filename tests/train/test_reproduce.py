@@ -221,7 +221,7 @@ def test_some_steps_of_a_table_run_with_what_they_start_from_and_the_rest_may_fo
     assert ran == ["demos", "start", "residual", "refine"]
     assert table["DiT, residual"]["value"] == 0.9 and "LSTM, imitation" not in table
     whole = reproduce.run_reproduce(dataclasses.replace(args, only=()))["metrics"]["table"]
-    assert len(ran) == len(set(ran)) == 17 and set(table) < set(whole)
+    assert len(ran) == len(set(ran)) == 18 and set(table) < set(whole)
     assert cli.main(["reproduce", "success", "--only", "refine", "no-nois", "--list"]) == 2
     assert "--only: got 'no-nois', allowed: a step of the table: expert |" in capsys.readouterr().err
 
@@ -340,6 +340,9 @@ def test_every_method_on_a_diffusion_planner_starts_from_the_same_one(task):
     learning = [
         step for step in steps if step.row.startswith("DiT,") and step.words[0] in ("finetune", "refine", "dsrl")
     ]
+    assert (
+        learning.pop([step.name for step in learning].index("corrected")).words.count("{refine}") == 1
+    )  # on top of it
     assert len({step.name for step in learning}) == 6
     assert {step.words[step.words.index("--planner") + 1] for step in learning} == {"{start}/planner.safetensors"}
     passes = {
