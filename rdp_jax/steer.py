@@ -39,7 +39,8 @@ class PlannerBase:
             raise ConfigError("ddim_steps", steps, f"1 .. {config.diffusion.steps} (the planner's own steps)")
         diffusion = dataclasses.replace(config.diffusion, sampler="ddim", ddim_steps=steps, step_noise=0.0)
         self.config, self.dims = config, dims
-        self.noise_shape, self.noise_std = (config.horizon, dims.action), config.diffusion.first_std
+        # A planner that acts without noise would have its critics learn from nothing else than that.
+        self.noise_shape, self.noise_std = (config.horizon, dims.action), config.diffusion.first_std or 1.0
         self.chunk_dim = config.executed * dims.action
         net = build.network(config.net, self.noise_shape, config.history)
         self.policy = DiffusionPolicy(net, diffusion, self.noise_shape)

@@ -93,6 +93,7 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
         epochs_per_call=even_calls(args.epochs, args.bc.epochs_per_call),
     )
     recorded = to_dict(without_paths(dataclasses.replace(args, resume=False, json=False, minutes=None, trials=0)))
+    del recorded["observations"]  # they are in what the data are
     recorded["data"] = fingerprint({"obs": found.obs, "action": found.action})
     run = Run(args.out, recorded, args.resume, asked=to_dict(args)) if args.out else None
     mesh = parallel.make_mesh()

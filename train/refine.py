@@ -157,7 +157,8 @@ def begin(
     dims = {"legs": split, "hands": whole - split}
     state = joint.init(key, config, planner, controller, dims, places, mesh)
     rehearse = {part: (ppo.Rollout(own, env, mesh), params_for) for part, (own, env, params_for) in old.items()}
-    recorded = min(args.recorded, args.dppo.num_envs)  # where the controller does not learn, no flag says so few
+    # Where the controller does not learn nothing is recorded, and any number that fits will do.
+    recorded = args.recorded if args.schedule.moves_controller else args.dppo.shuffle_groups
     return state, (dppo.Update(args.dppo, policy, vector, mesh), config, recorded, rehearse, learning(args))
 
 

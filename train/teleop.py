@@ -83,7 +83,7 @@ class Shelf:
 
     def close(self, counts: Mapping[str, int]) -> None:
         """Saves the counts once more, as episodes may have been lost since the last one was kept; nothing where none is."""
-        if self.kept and dict(counts) != self.metadata.get("teleop"):
+        if self.kept and dict(counts) != self.metadata.get("teleop", {"tried": 0, "won": 0, "next": 0}):
             self._save(self.kept, counts)
 
     def _save(self, kept: E.Episodes, counts: Mapping[str, int]) -> int:

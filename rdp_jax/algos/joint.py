@@ -216,7 +216,7 @@ class Update:
         if recorded % groups or recorded > planner.config.num_envs:
             allowed = f"a multiple of shuffle_groups={groups} up to num_envs={planner.config.num_envs}"
             raise ConfigError("recorded", recorded, allowed)
-        if config.shuffle_groups % parallel.size(self.mesh):
+        if schedule.moves_controller and config.shuffle_groups % parallel.size(self.mesh):
             allowed = f"a multiple of {parallel.size(self.mesh)} devices"
             raise ConfigError("controller.shuffle_groups", config.shuffle_groups, allowed)
         self.groups, self.each = groups // parallel.size(self.mesh), recorded // groups

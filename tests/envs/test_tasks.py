@@ -131,6 +131,10 @@ def test_a_hand_s_speed_is_that_of_the_arm(pickup, start):
     mujoco.mj_forward(pickup.control.model, data)
     seen = pickup.control._hand_velocity(moving.physics.replace(sensordata=jnp.asarray(data.sensordata, jnp.float32)))
     np.testing.assert_allclose(seen, 0.0, atol=1e-4)
+    after = jax.jit(pickup.step)(moving, encode(decode(jnp.zeros(ACTION_DIM))), params)
+    speed = np.linalg.norm(pickup.control._hand_velocity(after.physics), axis=-1).mean()
+    assert float(after.metrics["hand_speed_mps"]) == pytest.approx(speed, abs=1e-5)
+    assert np.linalg.norm(after.physics.qvel[:3]) > 0.05  # or it would be the same in the world
 
 
 def test_pickup_is_won_by_holding_and_by_nothing_less(pickup, start):

@@ -251,9 +251,10 @@ def test_only_a_process_of_our_own_keeps_its_memory_and_its_programs(monkeypatch
     kept = []
     monkeypatch.setattr(cli, "keep_freed", lambda: kept.append("memory"))
     monkeypatch.setattr(cli, "keep_programs", lambda: kept.append("programs"))
+    monkeypatch.setattr(cli, "exact_products", lambda: kept.append("products"))
     assert cli.main(["--help"]) == 0 and not kept
     monkeypatch.setattr(sys, "argv", ["rdp", "--help"])
-    assert cli.main() == 0 and kept == ["memory", "programs"]
+    assert cli.main() == 0 and kept == ["memory", "programs", "products"]
 
 
 # --- output --------------------------------------------------------------------------------------------------------------

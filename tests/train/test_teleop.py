@@ -236,6 +236,8 @@ def test_mixed_into_what_collect_wrote(robot, recorded, tmp_path):
     )
     E.save(tmp_path / FILE, expert)
     assert len(_previous(collect)[1]) == 1
+    Shelf(wanting(tmp_path, resume=True)).close({"tried": 0, "won": 0, "next": 0})  # looked at, and left as it is
+    assert len(_previous(collect)[1]) == 1
     with pytest.raises(ConfigError, match="--resume"):
         Shelf(wanting(tmp_path))
     with pytest.raises(ConfigError, match="recipe"):
@@ -391,7 +393,10 @@ def test_what_was_lost_last_counts_too(robot, tmp_path):
         assert client.now["phase"] == "done"
         running.server.wait()
     running.shelf.close(running.session.counts)
+    before = (tmp_path / FILE).read_bytes()
     again = Shelf(wanting(tmp_path, resume=True, keep_all=True))
+    again.close({k: v for k, v in again.counts.items() if k != "kept"})  # nothing was played
+    assert (tmp_path / FILE).read_bytes() == before
     assert again.counts == {"tried": 3, "won": 0, "next": 3, "kept": 1} and again.metadata["tried"] == 3
 
 
