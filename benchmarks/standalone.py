@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rdp_jax.config import ConfigError
+from rdp_jax.programs import exact_products
 from rdp_jax.runs import write_json
 from train import cli, output
 
@@ -24,6 +25,8 @@ def run_command(
 
     That is 2 where an argument is wrong, 1 where the summary says it `failed`.
     """
+    if argv is None:  # the process is ours
+        exact_products()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         args = cli.parse(command, kind, words, prog="python -m")

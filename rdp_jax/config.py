@@ -90,6 +90,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(config)
 
 
+def left_out(args: Any, name: str, unless: bool, why: str) -> None:
+    """Raises `ConfigError` if a flag was given (has not its default) that would be ignored, `unless` it counts."""
+    value = getattr(args, name)
+    if not unless and value != type(args).__dataclass_fields__[name].default:
+        raise ConfigError(name, value, f"left out ({why})")
+
+
 def without_paths(config: C) -> C:
     """The same with nothing where it names a place: files may move, and weights that are passed on need not tell from where."""
     named = [f.name for f in dataclasses.fields(config) if isinstance(getattr(config, f.name), Path)]  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -39,4 +40,8 @@ def exact_products(environ: MutableMapping[str, str] = os.environ) -> None:
     Its own default on NVIDIA cards is TF32, on a TPU bfloat16: a policy would be judged, and its physics simulated, otherwise
     than it learned.  Changes nothing where the environment says something already.
     """
-    environ.setdefault(PRECISION, "highest")
+    if PRECISION in environ:
+        return
+    environ[PRECISION] = "highest"
+    if "jax" in sys.modules:  # it has looked there already
+        sys.modules["jax"].config.update(PRECISION.lower(), "highest")

@@ -27,6 +27,7 @@ from rdp_jax.metrics import JsonlSink, TensorBoardSink, read_rows
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mujoco", "mujoco-mjx")
 ENDED = "learned.json"
+"""Of a run whose learning ended by itself: in which iteration."""
 
 
 class RunError(RuntimeError):
@@ -56,9 +57,8 @@ def git_revision() -> str | None:
         return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout
 
     try:
-        git(
-            "ls-files", "--error-unmatch", Path(__file__).name
-        )  # of an installed package it is the user's own repository
+        # Of an installed package the repository around it is the user's own.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
     except (OSError, subprocess.SubprocessError):
         return None

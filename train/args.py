@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scenarios import SCENARIOS
-from rdp_jax.config import ConfigError, chosen, difference, ranged, to_dict
+from rdp_jax.config import ConfigError, chosen, difference, left_out, ranged, to_dict
 from train.names import OUTSIDE, PLANNER, T1_TASKS, TASKS, of_t1
 from train.recipes import FRESH_STARTS, RECIPES
 
@@ -90,13 +90,6 @@ def _made(path: Path) -> Iterator[None]:
         for place in missing:
             with contextlib.suppress(OSError):  # somebody else has put something in it
                 place.rmdir()
-
-
-def left_out(args: Any, name: str, unless: bool, why: str) -> None:
-    """Raises `ConfigError` if a flag was given (has not its default) that would be ignored, `unless` it counts."""
-    value = getattr(args, name)
-    if not unless and value != type(args).__dataclass_fields__[name].default:
-        raise ConfigError(name, value, f"left out ({why})")
 
 
 def as_usual(args: Any, name: str, unless: bool, why: str, only: Collection[str] = ()) -> None:

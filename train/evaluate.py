@@ -6,12 +6,11 @@ import time
 from typing import Any
 
 from envs.tasks.catalog import make_expert
-from rdp_jax.config import ConfigError
+from rdp_jax.config import ConfigError, left_out
 from rdp_jax.planner import Actor
 from rdp_jax.steer import NoiseActor
 from train import output
 from train.actors import find_actor
-from train.args import left_out
 from train.names import of_t1
 from train.rollouts import ExpertPlayer
 from train.sampling import as_asked, exploring

@@ -36,9 +36,8 @@ class Best:
         if self.file and args.resume and self.file.is_file():
             tree, found = load_weights(self.file, first)
             self.tree, self.iteration = tree, found["iteration"]
-            if (
-                found.get("judged") == self.judged
-            ):  # else the scores to come are no match for it, and the first of them wins
+            # Else the scores to come are no match for its own, and the first of them wins.
+            if found.get("judged") == self.judged:
                 self.score = found["score"]
 
     def offer(self, iteration: int, figures: dict[str, Any], tree: Any) -> dict[str, float]:

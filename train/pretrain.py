@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.tasks.catalog import make_task
-from envs.tasks.hierarchy import ROBOT_LAYOUT
+from envs.tasks.hierarchy import frame_layout
 from rdp_jax import parallel
 from rdp_jax.algos import bc
 from rdp_jax.algos.loop import LoopConfig, train
@@ -19,7 +21,7 @@ from rdp_jax.checkpoint import fingerprint
 from rdp_jax.config import ConfigError, to_dict, without_paths
 from rdp_jax.data import episodes as E
 from rdp_jax.data import windows as W
-from rdp_jax.data.foreign import is_lerobot, load_foreign, observations
+from rdp_jax.data.foreign import is_lerobot, load_foreign
 from rdp_jax.planner import Bundle, Dims, Planner, make_policy
 from rdp_jax.runs import Run, git_revision, versions
 from train import output
@@ -33,7 +35,7 @@ def load_demonstrations(args: PretrainArgs) -> E.Episodes:
     """The episodes to imitate.  Raises `DataError`, `ConfigError`."""
     assert args.data is not None
     if args.data.suffix in HDF5 or is_lerobot(args.data):
-        found = load_foreign(args.data, joined(args))
+        found = load_foreign(args.data, args.observations or functools.partial(own_order, args.task))
     else:
         found = E.load(args.data / FILE if args.data.is_dir() else args.data)
     task = found.metadata.get("task", args.task)
@@ -46,18 +48,19 @@ def load_demonstrations(args: PretrainArgs) -> E.Episodes:
     return found
 
 
-def joined(args: PretrainArgs) -> tuple[str, ...]:
-    """Observations of an HDF5 file in the order in which they are joined.
+def own_order(task: str, names: Sequence[str]) -> Sequence[str]:
+    """Of the observations of an HDF5 file those that the task has, in its order.
 
-    Its own has no meaning: a planner that learned from them in another order than its task's sees nonsense at play, and only the
-    sum of the widths would have to fit.  Raises `ConfigError` where nobody says which it is.
+    The file's own has no meaning: a planner that learned from them in another order than its task's sees nonsense at play, and
+    only the sum of the widths would have to fit.  Raises `ConfigError` where some are missing.
     """
-    assert args.data is not None
-    if args.observations or args.data.suffix not in HDF5 or not of_t1(args.task):
-        return args.observations
-    wanted, names = tuple({**ROBOT_LAYOUT, **make_task(args.task).object_layout}), observations(args.data)
+    if not of_t1(task):
+        return names
+    wanted = tuple(frame_layout(make_task(task)))
     if not set(wanted) <= set(names):
-        allowed = f"some of {', '.join(names)}, in the order of the robot that will play (of {args.task}: {', '.join(wanted)})"
+        allowed = (
+            f"some of {', '.join(names)}, in the order of the robot that will play (of {task}: {', '.join(wanted)})"
+        )
         raise ConfigError("observations", None, allowed)
     return wanted
 

@@ -11,7 +11,7 @@ from rdp_jax.algos.dppo import DPPOConfig
 from rdp_jax.algos.dsrl import DSRLConfig
 from rdp_jax.algos.joint import Schedule, controller_ppo
 from rdp_jax.algos.ppo import PPOConfig
-from rdp_jax.config import ConfigError, chosen, ranged
+from rdp_jax.config import ConfigError, chosen, left_out, ranged
 from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.nets.build import GAUSSIAN, NetConfig
 from rdp_jax.planner import PlannerConfig
@@ -22,7 +22,6 @@ from train.args import (
     any_task,
     as_usual,
     input_file,
-    left_out,
     optional,
     planner_place,
     said,

@@ -39,6 +39,11 @@ frame, gripper commands, gravity in the trunk frame.  The task's `object_layout`
 PRIVILEGED_LAYOUT = {"base_velocity": 3, "gyro": 3, "command": 3, "gait": 4, "friction": 1, "time_left": 1, "stage": 1}
 
 
+def frame_layout(task: Task) -> dict[str, int]:
+    """Parts of an observation frame and their widths, in their order."""
+    return {**ROBOT_LAYOUT, **task.object_layout}
+
+
 @struct.dataclass
 class PlannerParams:
     """Numbers that may change between calls without a new compile.
@@ -108,7 +113,7 @@ class Hierarchy:
         )
         self.physics, self.process = self.control.physics, self.control.process
         self.task.bind(self.control.model)
-        self.frame_layout = {**ROBOT_LAYOUT, **task.object_layout}
+        self.frame_layout = frame_layout(task)
         self.frame_dim = sum(self.frame_layout.values())
         privileged = sum(PRIVILEGED_LAYOUT.values()) + sum(task.privileged_layout.values())
         self.spec = EnvSpec(

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from rdp_jax import guard, minibatch, normalize, parallel, rollout
 from rdp_jax.algos.iteration import Iteration
-from rdp_jax.config import ConfigError, chosen, ranged, validate
+from rdp_jax.config import ConfigError, chosen, left_out, ranged, validate
 from rdp_jax.diffusion.policy import Pairs
 from rdp_jax.gae import gae
 from rdp_jax.nets.denoiser import ResidualCritic, check_residual
@@ -161,9 +161,7 @@ class DPPOConfig:
             allowed = f"more than kl_goal={self.kl_goal}" + (", or 0" if self.kl_goal else "")
             raise ConfigError("target_kl", self.target_kl, allowed)
         check_residual("critic_sizes", self.critic_sizes)
-        usual = type(self).__dataclass_fields__["reward_clip"].default
-        if not self.reward_scaling and self.reward_clip != usual:
-            raise ConfigError("reward_clip", self.reward_clip, f"{usual} (left out) where reward_scaling is False")
+        left_out(self, "reward_clip", self.reward_scaling, "it is about reward_scaling")
 
 
 @struct.dataclass

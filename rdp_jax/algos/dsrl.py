@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 from rdp_jax import guard, normalize, parallel, replay, rollout
 from rdp_jax.algos.iteration import Iteration
-from rdp_jax.config import ConfigError, chosen, ranged, validate
+from rdp_jax.config import ConfigError, chosen, left_out, ranged, validate
 from rdp_jax.nets.squashed import SquashedActor, Values, squash
 from rdp_jax.starts import starts_of
 from rdp_jax.types import VectorEnv
@@ -41,7 +41,7 @@ class BasePolicy(Protocol):
     noise_shape: tuple[int, int]
     """`(Ta, Da)` of the noise."""
     noise_std: float
-    """Std of the noise under which the policy acts while nobody steers it."""
+    """Std of the noise under which it is warmed up: that of the policy itself, where it has any."""
     chunk_dim: int
     """Numbers of an executed chunk."""
 
@@ -140,9 +140,7 @@ class DSRLConfig:
 
     def check(self) -> None:
         """Fields that must fit each other."""
-        usual = type(self).__dataclass_fields__["widen_from"].default
-        if not self.widening and self.widen_from != usual:
-            raise ConfigError("widen_from", self.widen_from, f"{usual} (left out) where widening is 0")
+        left_out(self, "widen_from", self.widening > 0, "it is about widening")
         if self.num_envs * self.unroll_length > self.capacity:
             raise ConfigError(
                 "capacity", self.capacity, f"at least {self.num_envs * self.unroll_length} (an iteration)"

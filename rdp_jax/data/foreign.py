@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from rdp_jax.data.episodes import DataError, Episodes, from_lists
 
 LEROBOT_OBS = "observation.state"
+Keys = Sequence[str] | Callable[[list[str]], Sequence[str]]
 
 
 def is_lerobot(path: Path) -> bool:
@@ -19,7 +20,7 @@ def is_lerobot(path: Path) -> bool:
     return (path / "meta" / "info.json").is_file()
 
 
-def load_foreign(path: Path, keys: Sequence[str] = ()) -> Episodes:
+def load_foreign(path: Path, keys: Keys = ()) -> Episodes:
     """Reads whichever of the formats below `path` is.  Raises `DataError`."""
     return load_lerobot(path) if path.is_dir() else load_robomimic(path, keys)
 
@@ -33,13 +34,13 @@ def _needs(module: str, path: Path) -> Any:
         raise DataError(f"{path}: reading it needs the package {module.partition('.')[0]} (extra `data`)") from error
 
 
-def load_robomimic(path: Path, keys: Sequence[str] = ()) -> Episodes:
+def load_robomimic(path: Path, keys: Keys = ()) -> Episodes:
     """`data/demo_N/{actions, rewards, obs/KEY}` of an HDF5 file, in the order of N.
 
     Args:
       path: the file.
-      keys: low-dimensional observations to join, in this order; left out: all one-dimensional ones, sorted by name
-        (`observations`).
+      keys: low-dimensional observations to join, in this order, or a function that chooses them from the names of the file's
+        one-dimensional ones; left out: all of those, sorted.
 
     Raises `DataError` naming file, episode, key and shape.
     """
@@ -57,7 +58,8 @@ def load_robomimic(path: Path, keys: Sequence[str] = ()) -> Episodes:
                 if not _is_group(file, group):
                     raise DataError(f"{path}: episode {name}, {group}: no group")
         obs, action, reward, success = [], [], [], []
-        chosen = list(keys) or _low_dimensional(path, names[0], file["data"][names[0]])
+        found = [] if keys and not callable(keys) else _low_dimensional(path, names[0], file["data"][names[0]])
+        chosen = list(keys(found) if callable(keys) else keys) or found
         for name in names:
             demo = file["data"][name]
             parts = [_array(path, name, demo, f"obs/{key}", 2) for key in chosen]
@@ -75,19 +77,6 @@ def load_robomimic(path: Path, keys: Sequence[str] = ()) -> Episodes:
             success.append(bool(paid.max() > 0.0) if "rewards" in demo else True)
     metadata = {"recipe": {"format": "robomimic", "file": path.name}, "observations": chosen}
     return from_lists(obs, action, reward, success, range(len(obs)), metadata=metadata, where=str(path))
-
-
-def observations(path: Path) -> list[str]:
-    """Names of the one-dimensional observations of an HDF5 file's first episode, sorted.  Raises `DataError`."""
-    h5py = _needs("h5py", path)
-    try:
-        with h5py.File(path, "r") as file:
-            name = min(file["data"], key=lambda name: (len(name), name))
-            return _low_dimensional(path, name, file["data"][name])
-    except DataError:
-        raise
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: no HDF5 file of episodes: {error!r}") from error
 
 
 def _is_group(file: Any, name: str) -> bool:

@@ -137,6 +137,19 @@ def test_a_hand_s_speed_is_that_of_the_arm(pickup, start):
     assert np.linalg.norm(after.physics.qvel[:3]) > 0.05  # or it would be the same in the world
 
 
+def test_physics_that_broke_down_wins_and_loses_nothing(pickup, start, monkeypatch):
+    state, params = start
+    action = encode(decode(jnp.zeros(ACTION_DIM)))
+    for judged in ("success", "failure"):
+        for name in ("success", "failure"):
+            monkeypatch.setattr(pickup.task, name, lambda world, view, says=name == judged: jnp.array(says))
+        step = jax.jit(lambda s: pickup.step(s, action, params))
+        metric = {"success": "success", "failure": "drop"}[judged]
+        assert float(step(state).metrics[metric]) == 1.0
+        broken = step(state.replace(physics=state.physics.replace(diverged=jnp.array(True))))
+        assert (float(broken.metrics[metric]), float(broken.reward)) == (0.0, 0.0)
+
+
 def test_pickup_is_won_by_holding_and_by_nothing_less(pickup, start):
     task, (state, _) = pickup.task, start
     low = jnp.asarray([0.2, 0.0, TABLE_HEIGHT + 0.5 * EDGE + 0.09, 1, 0, 0, 0], jnp.float32)

@@ -13,8 +13,10 @@ from envs.wrappers import AutoReset
 from rdp_jax import parallel, replay
 from rdp_jax.algos import dsrl
 from rdp_jax.config import ConfigError
+from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.nets.squashed import squash
-from rdp_jax.steer import FunctionBase, learned
+from rdp_jax.planner import Dims, PlannerConfig
+from rdp_jax.steer import FunctionBase, PlannerBase, learned
 
 GAIN, BOUND = 0.5, 1.5
 CONFIG = dsrl.DSRLConfig(
@@ -197,6 +199,12 @@ def test_a_quieter_policy_warms_up_as_quietly():
     assert np.std(BOUND * u) == pytest.approx(0.5, rel=0.2)
 
 
+@pytest.mark.parametrize(("first_std", "warm"), [(1.0, 1.0), (0.5, 0.5), (0.0, 1.0)])
+def test_a_planner_warms_up_under_its_own_noise_or_under_some(first_std, warm):
+    diffusion = DiffusionConfig(steps=8, ddim_steps=2, sampler="ddim", first_std=first_std)
+    assert PlannerBase(PlannerConfig(diffusion=diffusion), Dims(5, 3)).noise_std == warm
+
+
 def test_repeated_noise_is_one_vector_for_all_actions():
     class Long(Linear):
         noise_shape = (3, 2)
@@ -220,7 +228,9 @@ def test_density_of_the_squashed_gaussian():
     np.testing.assert_allclose(log_prob, density.sum(-1), rtol=1e-4)
 
 
-def test_two_devices_learn_and_a_resumed_run_is_the_same():
+def test_two_devices_learn_and_a_resumed_run_is_the_same(monkeypatch):
+    real, asked = dsrl.Update._own, []
+    monkeypatch.setattr(dsrl.Update, "_own", lambda self, key: asked.append(1) or real(self, key))
     mesh = parallel.make_mesh(2)
     state, update = make(CONFIG, mesh=mesh)
     for _ in range(CONFIG.warmup + 2):
@@ -232,7 +242,8 @@ def test_two_devices_learn_and_a_resumed_run_is_the_same():
         jax.random.key(0), CONFIG, Linear(), jnp.float32(GAIN), AutoReset(Bandit()), jnp.float32(0.0), mesh
     )
     assert added.buffer.added.shape == (2,) and make(CONFIG)[0].buffer.added.shape == (1,)
-    own = parallel.shard(lambda key: update._own(key)[None], mesh, P(), P(parallel.AXIS))(jax.random.key(3))
+    own = parallel.shard(lambda key: real(update, key)[None], mesh, P(), P(parallel.AXIS))(jax.random.key(3))
+    assert len(asked) == 2  # by a step and by a distillation
     assert len({tuple(row) for row in np.asarray(jax.random.key_data(own))}) == 2
 
     def run(state, update, n):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.tasks.catalog import make_task
-from envs.tasks.hierarchy import ROBOT_LAYOUT
+from envs.tasks.hierarchy import frame_layout
 from rdp_jax.config import ConfigError
 from rdp_jax.data.episodes import DataError
 from rdp_jax.data.foreign import is_lerobot, load_foreign, load_robomimic
@@ -50,7 +50,7 @@ def test_robomimic_is_read_in_order(tmp_path):
 
 
 def test_observations_are_joined_as_the_task_has_them(tmp_path):
-    layout = {**ROBOT_LAYOUT, **make_task("pickup").object_layout}
+    layout = frame_layout(make_task("pickup"))
 
     def named(demos):
         for demo in demos.values():

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import jax
+
 from rdp_jax import programs
 
 
@@ -18,8 +20,12 @@ def test_the_environment_decides_first():
 
 
 def test_products_are_exact_unless_the_environment_says_otherwise():
-    told: dict[str, str] = {}
-    programs.exact_products(told)
+    before, told = jax.config.jax_default_matmul_precision, {}
+    try:
+        programs.exact_products(told)
+        assert jax.config.jax_default_matmul_precision == "highest"
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
     assert told == {programs.PRECISION: "highest"}
     told[programs.PRECISION] = "bfloat16"
     programs.exact_products(told)

@@ -163,6 +163,8 @@ def test_what_cannot_be_chosen_from_is_refused(kind, flags):
         (RefineArgs(schedule=Schedule(controller_iterations=0), controller_parts="legs"), "controller_parts"),
         (RefineArgs(schedule=Schedule(controller_iterations=0, rehearsals=2)), "schedule.rehearsals"),
         (DSRLArgs(variant="sac", dsrl=dataclasses.replace(task_dsrl("cpu"), distillations=3)), "dsrl.distillations"),
+        (FinetuneArgs(dppo=dataclasses.replace(task_dppo("cpu"), reward_clip=1.0)), "reward_clip"),
+        (DSRLArgs(dsrl=dataclasses.replace(task_dsrl("cpu"), widen_from=0.3)), "widen_from"),
         (PretrainArgs(net="lstm", data=HERE, planner=noisy), "planner.diffusion.steps"),
         (PretrainArgs(data=HERE, planner=wide), "planner.gaussian.std"),
     ],

@@ -340,9 +340,8 @@ def test_every_method_on_a_diffusion_planner_starts_from_the_same_one(task):
     learning = [
         step for step in steps if step.row.startswith("DiT,") and step.words[0] in ("finetune", "refine", "dsrl")
     ]
-    assert (
-        learning.pop([step.name for step in learning].index("corrected")).words.count("{refine}") == 1
-    )  # on top of it
+    on_top = learning.pop([step.name for step in learning].index("corrected"))
+    assert on_top.words.count("{refine}") == 1
     assert len({step.name for step in learning}) == 6
     assert {step.words[step.words.index("--planner") + 1] for step in learning} == {"{start}/planner.safetensors"}
     passes = {
