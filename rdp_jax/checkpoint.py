@@ -59,7 +59,11 @@ class Checkpointer:
         """Writes `state`; does nothing if this iteration is there already."""
         if iteration in self._manager.all_steps():
             return
-        leaves = dict(zip(_names(state), _unwrap(state), strict=True))
+        names = _names(state)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise CheckpointError(f"{self.folder}: more than one part of the state is called {', '.join(twice)}")
+        leaves = dict(zip(names, _unwrap(state), strict=True))
         shapes = {name: [list(x.shape), str(x.dtype)] for name, x in leaves.items()}
         meta = {"config": self._config, "leaves": shapes}
         # Orbax refuses empty arrays (the sensors of a model without any); their shape says all there is.

@@ -64,6 +64,8 @@ def validate(config: C, prefix: str = "") -> C:
             default = default[0] if many else default
             for item in value if many else (value,):
                 _check_number(name, item, default, dict(meta))
+        elif isinstance(field.default, bool) and not isinstance(value, bool):
+            raise ConfigError(name, value, "true | false")
         elif isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(name, value, "a finite number")
     check = getattr(config, "check", None)

@@ -113,9 +113,15 @@ class NoiseActor:
       planner: whose chunks; its weights come as the first argument of `act`.
       choose: the noise; its parameters come as the second one.
       ddim_steps: see `PlannerBase`.
+
+    Raises `ConfigError` as that does, and for a planner that is fine-tuned in its last steps only.
     """
 
     def __init__(self, planner: Planner, choose: Choose, ddim_steps: int | None = None):
+        if planner.tuned_steps:
+            raise ConfigError(
+                "planner", f"tuned_steps={planner.tuned_steps}", "one whose steps all run on the same weights"
+            )
         self.config, self.dims, self.choose = planner.config, planner.dims, choose
         self.base = PlannerBase(planner.config, planner.dims, ddim_steps)
 

@@ -125,10 +125,14 @@ def run_train(args: TrainArgs) -> dict[str, Any]:
     # What may differ between a run and its resumption is left out.
     recorded = to_dict(without_paths(dataclasses.replace(args, resume=False, json=False, iterations=1, minutes=None)))
     recorded["weights"] = {name: fingerprint(w) for name, w in (("init", given), ("partner", partner)) if w is not None}
+    # What can be refused is, before anything is compiled and before a directory is taken.
+    ppo.check_layout(args.ppo, mesh)
+    if given is not None and mlp.mlp_sizes(given["actor"]["mlp"]) != args.ppo.actor_sizes:
+        raise ConfigError("init", str(args.init), f"a policy with hidden widths {args.ppo.actor_sizes}")
+    run = Run(args.out, recorded, args.resume, asked=to_dict(args)) if args.out else None
     state = ppo.init(jax.random.key(args.seed), args.ppo, vector, params, mesh)
     if given is not None and args.init is not None:
         state = start_from(state, given, args.init)
-    run = Run(args.out, recorded, args.resume, asked=to_dict(args)) if args.out else None
     if run:
         state = run.restore(state)
     update = ppo.make_update(args.ppo, vector, mesh)
@@ -227,39 +231,48 @@ class Trace:
     ticks: float
 
 
-def rollout_whole(
-    env: ControlEnv, params: ControlParams, legs: Weights, hands: Weights, keys: jax.Array, ticks: int, block: int = 50
-) -> Trace:
-    """Drives `part="whole"` environments with both policies from fresh starts, without auto-reset.
+class Whole:
+    """Drives `part="whole"` environments with both policies from fresh starts, without auto-reset; compiled once.
 
     What happens after a fall counts for nothing.
+
+    Args:
+      env, params: the environments.
+      legs, hands: weights of the policies.
+      block: ticks per compiled call; divides those of an episode.
     """
 
-    def tick(carry, _):
+    def __init__(self, env: ControlEnv, params: ControlParams, legs: Weights, hands: Weights, block: int = 50):
+        self.env, self.params, self.legs, self.hands, self.block = env, params, legs, hands, block
+        self._reset = jax.jit(jax.vmap(env.reset, (0, None)))
+        self._advance = jax.jit(lambda carry: jax.lax.scan(self._tick, carry, None, length=block)[0])
+        self._feet = jax.jit(jax.vmap(lambda p: env.controller.measure(p).feet))
+
+    def _tick(self, carry, _):
         state, alive, sums, count = carry
         action = jnp.concatenate(
-            [act(legs, {"actor": state.obs["legs"]}), act(hands, {"actor": state.obs["hands"]})], axis=-1
+            [act(self.legs, {"actor": state.obs["legs"]}), act(self.hands, {"actor": state.obs["hands"]})], axis=-1
         )
-        state = jax.vmap(env.step, (0, 0, None))(state, action, params)
+        state = jax.vmap(self.env.step, (0, 0, None))(state, action, self.params)
         broken = state.physics.diverged | ~jnp.isfinite(state.reward)
         ok = alive & ~broken
         sums = {k: sums[k] + jnp.sum(jnp.where(ok, state.metrics[k], 0.0)) for k in sums}
         return (state, alive & ~state.terminated & ~broken, sums, count + jnp.sum(ok)), None
 
-    @jax.jit
-    def advance(carry):
-        return jax.lax.scan(tick, carry, None, length=block)[0]
-
-    state = jax.jit(jax.vmap(env.reset, (0, None)))(keys, params)
-    alive = jnp.ones(keys.shape[0], bool)
-    carry = (state, alive, {k: jnp.float32(0.0) for k in state.metrics}, jnp.float32(0.0))
-    with output.Progress("evaluate", total=ticks) as bar:
-        for done in range(0, ticks, block):
-            carry = advance(carry)
-            bar.update(min(done + block, ticks), (done + block) * keys.shape[0], f"alive {int(carry[1].sum())}")
-    state, alive, sums, count = carry
-    feet = jax.jit(jax.vmap(lambda p: env.controller.measure(p).feet))(state.physics)
-    return Trace(np.asarray(alive), np.asarray(feet), {k: float(v) for k, v in sums.items()}, float(count))
+    def __call__(self, keys: jax.Array, ticks: int, counted: int | None = None) -> Trace:
+        """Episodes of `ticks` from `keys (B,)`; of them only the first `counted` count, by default all."""
+        counted = keys.shape[0] if counted is None else counted
+        state = self._reset(keys, self.params)
+        alive = jnp.arange(keys.shape[0]) < counted
+        carry = (state, alive, {k: jnp.float32(0.0) for k in state.metrics}, jnp.float32(0.0))
+        with output.Progress("evaluate", total=ticks) as bar:
+            for done in range(0, ticks, self.block):
+                carry = self._advance(carry)
+                at = min(done + self.block, ticks)
+                bar.update(at, at * counted, f"alive {int(carry[1].sum())}")
+        state, alive, sums, count = carry
+        feet = np.asarray(self._feet(state.physics))[:counted]
+        return Trace(np.asarray(alive)[:counted], feet, {k: float(v) for k, v in sums.items()}, float(count))
 
 
 def on_top(env: ControlEnv, feet: np.ndarray) -> np.ndarray:
@@ -277,7 +290,11 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
     commands = CLIMB if args.scene == "step" else CommandRanges()
     env = ControlEnv(
         ControlConfig(
-            part="whole", scene=args.scene, backend=args.backend, episode_s=args.episode_s + 1.0, commands=commands
+            part="whole",
+            scene=args.scene,
+            backend=args.backend,
+            episode_s=min(args.episode_s + 1.0, 3600.0),
+            commands=commands,
         )
     )
     params = randomized_params() if args.randomize else nominal_params()
@@ -287,9 +304,10 @@ def run_eval(args: EvalArgs) -> dict[str, Any]:
     # Evaluation draws come from a stream of their own: no training run folds this constant into its seed.
     key = jax.random.fold_in(jax.random.key(args.seed), 0x5EED)
     alive, feet, sums, count = [], [], {}, 0.0
+    whole = Whole(env, params, legs, hands, block)
     for i in range(0, args.episodes, at_once):
-        keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(i, min(i + at_once, args.episodes)))
-        trace = rollout_whole(env, params, legs, hands, keys, ticks, block)
+        keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(i, i + at_once))
+        trace = whole(keys, ticks, min(at_once, args.episodes - i))
         alive.append(trace.alive)
         feet.append(trace.feet)
         sums = {k: sums.get(k, 0.0) + v for k, v in trace.sums.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
@@ -29,7 +30,8 @@ ROWS = 256  # observations on which a file is compared with what it was made fro
 
 
 def run_export(args: ExportArgs) -> dict[str, Any]:
-    """Writes planner, legs and hands, compares each with its network in JAX; asked for trials, plays both on the same starts.
+    """Writes planner, legs and hands, compares each with its network in JAX, products in float32; asked for trials, plays both on
+    the same starts.
 
     Raises `ConfigError`, `CheckpointError`, `rdp_jax.export.convert.Unsupported`, or `RunError` if `--out` is not empty.
     """
@@ -37,6 +39,8 @@ def run_export(args: ExportArgs) -> dict[str, Any]:
     for module in ("onnx", "onnxruntime"):
         need(module)
     planner = find_planner(args.run, args.task, args.which)
+    exact = dataclasses.replace(planner.config.net, dtype="float32")  # as parameters are; ONNX Runtime knows no others
+    planner = dataclasses.replace(planner, config=dataclasses.replace(planner.config, net=exact))
     stage = set_up(args, planner.config.history)
     check_fits(planner, stage.env)
     actor, weights = find_actor(args.run, planner)

@@ -127,7 +127,7 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
         "versions": versions(),
         "git": git_revision(),
     }
-    planner = Planner(args.planner, dims, bundle.replace(weights=result.state.ema), None, 0, metadata)
+    planner = Planner(args.planner, dims, bundle.replace(weights=jax.device_get(result.state.ema)), None, 0, metadata)
     keep_planner(args, planner)
     metrics = {
         "loss": result.metrics.get("loss/train"),

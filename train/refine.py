@@ -32,6 +32,7 @@ from train.names import PLANNER
 from train.task_args import RefineArgs
 from train.tasks import HumanoidStage
 
+STREAM = 0x2EF1  # of the controller's learners, apart from what the planner's draws from the same seed
 WIDER = 1.1  # the curriculum's factor
 
 
@@ -151,7 +152,7 @@ def begin(
     policy: Any = before.actor().policy
     planner = dppo.init(jax.random.key(args.seed), args.dppo, policy, before.bundle, vector, stage.practice, mesh)
     old = rehearsals(args, config, bool(stage.env.control.scene.platforms))
-    key = jax.random.fold_in(jax.random.key(args.seed), 1)
+    key = jax.random.fold_in(jax.random.key(args.seed), STREAM)
     places = {part: (own, env, params_for(controller)) for part, (own, env, params_for) in old.items()}
     split, whole = stage.env.control.critic_split, stage.env.control.spec.obs_dims["critic"]
     dims = {"legs": split, "hands": whole - split}

@@ -36,7 +36,7 @@ class TaskFlags(Common):
 
     task: str = any_task()
     start_range: float = ranged(1.0, 0.0, 10.0, "spread of the starts; 1 is nominal, more is out of distribution")
-    physics_dt: float = ranged(0.005, 0.002, 0.01, "physics step; a divisor of the 0.02 s control step", "s")
+    physics_dt: float = ranged(0.005, 0.002, 0.01, "physics step: 0.002, 0.004, 0.005 or 0.01", "s")
     legs: Path | None = input_file("weights of the leg policy (.safetensors); left out: the shipped ones")
     hands: Path | None = input_file("weights of the hand policy (.safetensors); left out: the shipped ones")
 

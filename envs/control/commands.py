@@ -36,7 +36,7 @@ class CommandRanges:
       hold: seconds between new velocity commands.
       hand_travel, hand_hold: seconds a hand target moves, then rests.
       hand_speed: fastest joint along a path [rad/s]; a longer path takes longer.
-      together: share of moves in which both hands make the same (mirrored) move.
+      together: share of moves that both hands make at once, mirrored, where one begins; what is shipped learned with none.
     """
 
     vx: tuple[float, float] = (-0.2, 0.4)
@@ -47,7 +47,7 @@ class CommandRanges:
     hand_travel: tuple[float, float] = (0.8, 2.0)
     hand_hold: tuple[float, float] = (0.3, 1.0)
     hand_speed: float = 1.2
-    together: float = 0.3
+    together: float = 0.0
 
 
 @struct.dataclass
@@ -113,13 +113,13 @@ class CommandProcess:
         velocity = jnp.where(jnp.any(single != 0.0), single, velocity)
         return jnp.where(jax.random.uniform(ks) < r.stand, 0.0, velocity)
 
-    def _posture(self, key: Array) -> Array:
+    def _posture(self, key: Array, mirrored: Array | bool = False) -> Array:
         """`(14,)` random reachable posture of both arms."""
-        kl, kr, kt = jax.random.split(key, 3)
+        kl, kr = jax.random.split(key, 3)[:2]
         pool = jnp.asarray(self.pool)
         left = pool[jax.random.randint(kl, (), 0, pool.shape[0])]
         right = pool[jax.random.randint(kr, (), 0, pool.shape[0])]
-        right = jnp.where(jax.random.uniform(kt) < self.ranges.together, left, right)
+        right = jnp.where(mirrored, left, right)
         return jnp.concatenate([left, right * ARM_MIRROR])
 
     def start(self, key: Array, arm_q: Array) -> CommandState:
@@ -139,27 +139,32 @@ class CommandProcess:
 
     def advance(self, state: CommandState, key: Array) -> CommandState:
         """One tick."""
-        kv, kn, kp, kt, kh = jax.random.split(key, 5)
+        kv, kn, kp, kt, kh, kb = jax.random.split(key, 6)
         r = self.ranges
         count = state.next_velocity - 1
         redraw = count <= 0
         elapsed = state.elapsed + 1
         done = elapsed >= state.travel + state.hold
+        both = jnp.any(done) & (jax.random.uniform(kb) < r.together)
+        travelled = jnp.where(done, 1.0, gait.quintic(elapsed.astype(jnp.float32) / state.travel))
+        done = done | both
         each = jnp.repeat(done, 7)
-        goal = jnp.where(each, self._posture(kp), state.goal)
-        start = jnp.where(each, state.goal, state.start)
+        goal = jnp.where(each, self._posture(kp, both), state.goal)
+        start = jnp.where(each, state.start + jnp.repeat(travelled, 7) * (state.goal - state.start), state.start)
         # Minimum jerk peaks at 1.875 times its mean speed.
         distance = jnp.max(jnp.abs(goal - start).reshape(2, 7), axis=1)
         slowest = jnp.ceil(1.875 * distance / (r.hand_speed * CONTROL_DT)).astype(jnp.int32)
-        travel = jnp.where(done, jnp.maximum(_ticks(kt, r.hand_travel, (2,)), slowest), state.travel)
+        travel = jnp.maximum(_ticks(kt, r.hand_travel, (2,)), slowest)
+        rest = _ticks(kh, r.hand_hold, (2,))
+        travel, rest = (jnp.where(both, x.max(), x) for x in (travel, rest))
         return CommandState(
             velocity=jnp.where(redraw, self._velocity(kv), state.velocity),
             next_velocity=jnp.where(redraw, _ticks(kn, r.hold), count),
             start=start,
             goal=goal,
             elapsed=jnp.where(done, 0, elapsed),
-            travel=travel,
-            hold=jnp.where(done, _ticks(kh, r.hand_hold, (2,)), state.hold),
+            travel=jnp.where(done, travel, state.travel),
+            hold=jnp.where(done, rest, state.hold),
         )
 
     def command(self, state: CommandState) -> Command:
@@ -195,7 +200,8 @@ class CarryProcess(CommandProcess):
         aside = jnp.array([[0.0, self.half - overlap, 0.0], [0.0, overlap - self.half, 0.0]])
         return middle + aside, jnp.tile(jnp.eye(3), (2, 1, 1))
 
-    def _posture(self, key: Array) -> Array:
+    def _posture(self, key: Array, mirrored: Array | bool = False) -> Array:
+        del mirrored
         middle = CARRY_LOW + jax.random.uniform(key, (3,)) * (CARRY_HIGH - CARRY_LOW)
         return jnp.zeros(14).at[:3].set(middle)
 

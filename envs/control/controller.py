@@ -148,7 +148,7 @@ class Controller:
 
     def __init__(self, model: mujoco.MjModel, scene: Scene, config: ControllerConfig | None = None):
         self.config = config or ControllerConfig()
-        self.robot = Robot.from_model(model)
+        self.model, self.robot = model, Robot.from_model(model)
         self.scene = scene
         # The right limbs are mirror images of the left ones: one chain each, mapped over both sides, halves the program.
         self.leg = kinematics.Chain.from_model(model, kinematics.LEFT_LEG, end_site="left_sole")
@@ -218,7 +218,7 @@ class Controller:
         """Advances gait and references after a physics step; `noise (2,)` perturbs placements (training)."""
         stance = measured.feet[1 - state.gait.swing, :2] - measured.base[:2]
         speed = (state.stance_from_base - stance) / CONTROL_DT
-        # A foot that has just become the stance foot has no history; the low-pass bridges that tick.
+        # What a foot measures in the tick in which it lands is left out; the low-pass bridges it.
         exchanged = state.gait.walking & (state.gait.tick == 0)
         speed = jnp.where(exchanged, state.base_speed, speed)
         speed = state.base_speed + 0.5 * (jnp.clip(speed, -2.0, 2.0) - state.base_speed)

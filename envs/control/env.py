@@ -255,14 +255,16 @@ class ControlEnv:
         self.physics = make_physics(model, self.config.backend)
         self.controller = Controller(model, self.scene, self.config.controller)
         self.process = process(self.controller, self.config.commands)
-        self.carry = CarryProcess(self.controller, self.scene.box, self.config.commands) if self.scene.box else None
+        # Of a world's boxes the world takes care.
+        carried = self.scene.box if world is None else None
+        self.carry = CarryProcess(self.controller, carried, self.config.commands) if carried else None
         self.model = model
         self.targets = Targets.from_model(
             model, payload_bodies=("left_payload", "right_payload"), fixed_bodies=objects_of(model)
         )
         self.partner = partner
         self._range = np.concatenate([self.controller.leg_range, self.controller.arm_range]).astype(np.float32)
-        if self.scene.box:
+        if carried:
             self._box = model.joint("box").qposadr[0] + np.arange(7)
             self._box_body, self._box_mass = model.body("box").id, float(model.body("box").mass[0])
         legs, hands = observe.width(observe.LEG_LAYOUT), observe.width(observe.HAND_LAYOUT)

@@ -21,6 +21,7 @@ Array = jax.Array
 SLIP = (0.02, 0.012, 0.015)  # std of the error that both hands share: ahead, left, up [m]
 MEMORY = 0.8  # of that error, from one planner step to the next: a time constant of half a second
 STUMBLE = (0.15, 0.08, 0.2)  # largest error of the base velocity [m/s, m/s, rad/s]
+STREAM = 0xC1A5  # what errors are drawn from, apart from what the expert draws from the same key
 STUMBLES, STEPS = 0.02, 6  # probability per step that one begins, and how many steps it lasts
 
 
@@ -48,7 +49,7 @@ class Clumsy:
 
     def start(self, key: Array, state: State) -> ClumsyMemory:
         """The expert's start, without an error yet."""
-        own = jax.random.fold_in(key, 1)
+        own = jax.random.fold_in(key, STREAM)
         none = jnp.zeros(3)
         return ClumsyMemory(self.expert.start(key, state), jnp.zeros(ACTION_DIM), none, none, jnp.int32(0), own)
 

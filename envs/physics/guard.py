@@ -74,7 +74,12 @@ def guarded_init(
 
 
 def guarded_step(
-    model: mujoco.MjModel, advance: Advance, state: PhysicsState, ctrl: Array, substeps: int
+    model: mujoco.MjModel,
+    advance: Advance,
+    state: PhysicsState,
+    ctrl: Array,
+    substeps: int,
+    eq_active: Array | None = None,
 ) -> PhysicsState:
     """`advance` applied to `state`, unless the state is flagged, or to be flagged, as diverged.
 
@@ -84,6 +89,8 @@ def guarded_step(
     check_state(model, state.qpos, state.qvel)
     if ctrl.shape[-1:] != (model.nu,):
         raise ValueError(f"ctrl: last dimension must be {model.nu}, got shape {ctrl.shape}")
+    if eq_active is not None and eq_active.shape[-1:] != (model.neq,):
+        raise ValueError(f"eq_active: last dimension must be {model.neq}, got shape {eq_active.shape}")
     if substeps < 1:
         raise ValueError(f"substeps: must be at least 1, got {substeps}")
     dtype = state.qpos.dtype

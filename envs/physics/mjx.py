@@ -157,7 +157,7 @@ class MjxPhysics:
             ok = guard.finite(data.qpos, data.qvel, data.sensordata) & (jnp.abs(data.qvel) <= guard.MAX_SPEED).all()
             return data.qpos, data.qvel, data.act, data.sensordata, ok
 
-        return guard.guarded_step(self.model, advance, state, ctrl, substeps)
+        return guard.guarded_step(self.model, advance, state, ctrl, substeps, eq_active)
 
     def _scaled(self, params: ModelParams | None) -> mjx.Model:
         """The MJX model scaled as `variants.writer` scales the C model."""

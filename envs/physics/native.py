@@ -173,7 +173,7 @@ class NativePhysics:
             qpos, qvel, act, sensordata, ok = jnp.split(new, np.cumsum([m.nq, m.nv, m.na, m.nsensordata]))
             return qpos, qvel, act, sensordata, ok[0] > 0
 
-        return guard.guarded_step(m, advance, state, ctrl, substeps)
+        return guard.guarded_step(m, advance, state, ctrl, substeps, eq_active)
 
     # Host side: NumPy only, everything under the pool's lock.
 

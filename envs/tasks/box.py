@@ -14,14 +14,14 @@ from envs.physics.base import ModelParams
 from envs.t1 import gait, rotations
 from envs.t1.model import Platform, Scene
 from envs.tasks.base import TaskDefaults, View
-from envs.tasks.start import Start, place_robot
+from envs.tasks.start import Obstacle, Start, place_robot
 
 Array = jax.Array
 EDGE = 0.25  # of the box [m]
 TABLE_HEIGHT = 0.5  # puts the box between the hands of a standing robot [m]
 TABLE_HALF = (0.25, 0.6)
 PALMS = 0.04  # by which the palms' points may be farther apart than the box is wide; squeezing, they are by 0.022 [m]
-CLEAR = 0.45  # from the trunk to the table where a robot starts, or its hands would be inside the table [m]
+CLEAR = 0.45  # from the trunk to a table where a robot starts, or its hands would be inside the table [m]
 REACH = 0.37  # from the trunk to the middle of a box that is about to be grasped [m]
 
 
@@ -82,8 +82,11 @@ class BoxTask(TaskDefaults):
         yaw = params.box_yaw * u[2]
         pose = jnp.concatenate([jnp.stack([x, y, self.top + 0.5 * EDGE]), rotations.quat_from_yaw(yaw)])
         qpos = qpos.at[self.box].set(pose)
-        qpos = place_robot(kr, qpos, params, self.first_place(pose))
-        return qpos.at[0].min(-CLEAR)
+        return place_robot(kr, qpos, params, self.first_place(pose), self.obstacles())
+
+    def obstacles(self) -> tuple[Obstacle, ...]:
+        """What the robot does not start at."""
+        return (Obstacle((0.0, -TABLE_HALF[1]), (2.0 * TABLE_HALF[0], TABLE_HALF[1]), CLEAR),)
 
     def first_place(self, pose: Array) -> Array:
         """`(3,)` x, y and heading of the trunk where its work begins, for a box at `pose (7,)`: here, where it grasps."""

@@ -83,9 +83,11 @@ class PlannedProcess:
     `envs.control.env.ControlEnv` asks it as it asks the random process on which the controller trained.
     """
 
-    def __init__(self, controller: Controller, ranges: CommandRanges | None = None, neq: int = 0):
+    def __init__(
+        self, controller: Controller, ranges: CommandRanges | None = None, equalities: np.ndarray | None = None
+    ):
         del ranges
-        self.controller, self.neq = controller, neq
+        self.controller, self.equalities = controller, equalities
 
     def _posture(self, key: Array) -> Array:
         """Arms at the start: as standing."""
@@ -97,7 +99,7 @@ class PlannedProcess:
         del key
         pos, rot = self.controller.hands_at(arm_q)
         now = Command(jnp.zeros(3), pos, rot, jnp.zeros(2))
-        return PlannedState(now, now, jnp.int32(1), jnp.ones(self.neq) if self.neq else None)
+        return PlannedState(now, now, jnp.int32(1), None if self.equalities is None else jnp.asarray(self.equalities))
 
     def ask(self, state: PlannedState, target: Command) -> PlannedState:
         """A new planner action."""

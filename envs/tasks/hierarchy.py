@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mujoco
+import numpy as np
 from flax import struct
 
 from envs.control import rewards
@@ -66,7 +68,7 @@ class PlannerTask:
     """What the planner's environment remembers.
 
     Attributes:
-      inner: state of the controller's environment, its physics left out (it is the outer state's).
+      inner: state of the controller's environment, without physics and key: they come from the outer state.
       world: the task's own state.
       history: `(H, frame)` oldest first; seen `(objects,)` what was seen of objects last.
       late: `()` bool, objects are seen one frame late in this episode.
@@ -91,6 +93,16 @@ class HierarchyConfig:
     history: int = 8
 
 
+def equalities(task: Task, model: mujoco.MjModel) -> np.ndarray | None:
+    """`(neq,)` which equality constraints are in force before the task's first `tick`; None if it switches none.
+
+    Raises `ConfigError` if the task does not know how many there are.
+    """
+    if task.neq not in (0, model.neq):
+        raise ConfigError("neq", task.neq, f"0, or all {model.neq} equality constraints of the model")
+    return model.eq_active0.astype(np.float32) if task.neq else None
+
+
 class Hierarchy:
     """`envs.core.Env` of a planner.
 
@@ -108,7 +120,7 @@ class Hierarchy:
             ControlConfig(
                 part="whole", backend=self.config.backend, physics_dt=self.config.physics_dt, episode_s=3600.0
             ),
-            process=lambda controller, ranges: PlannedProcess(controller, ranges, task.neq),
+            process=lambda controller, ranges: PlannedProcess(controller, ranges, equalities(task, controller.model)),
             world=task,
         )
         self.physics, self.process = self.control.physics, self.control.process
@@ -140,7 +152,7 @@ class Hierarchy:
         seen = self._see(world, view, params, noise_key)
         frame = jnp.concatenate([self._robot_frame(view, inner.task.command), seen])
         task = PlannerTask(
-            inner=inner.replace(physics=()),
+            inner=inner.replace(physics=(), key=()),
             world=world,
             history=jnp.tile(frame, (self.config.history, 1)),
             seen=seen,
@@ -172,8 +184,8 @@ class Hierarchy:
         self, state: State, action: Array, params: PlannerParams, noise: Mapping[str, Array]
     ) -> tuple[State, Ticks]:
         """As `step`, with `noise` (part -> `(TICKS, width)`) added to the controller's actions; also its ticks `(TICKS, ...)`."""
-        key, noise_key = jax.random.split(state.key)
-        inner = state.task.inner.replace(physics=state.physics)
+        key, noise_key, inner_key = jax.random.split(state.key, 3)
+        inner = state.task.inner.replace(physics=state.physics, key=inner_key)
         commands = self.process.ask(inner.task.commands, decode(action))
         # The controller refers to it from the end of this first tick on: an action is felt 20 ms after it was chosen.
         inner = inner.replace(task=inner.task.replace(commands=commands))
@@ -215,7 +227,7 @@ class Hierarchy:
         frame = jnp.concatenate([self._robot_frame(view, inner.task.command), shown])
         stage = jnp.maximum(state.task.stage, self.task.stage(world, view))
         task = PlannerTask(
-            inner=inner.replace(physics=()),
+            inner=inner.replace(physics=(), key=()),
             world=world,
             history=jnp.concatenate([state.task.history[1:], frame[None]]),
             seen=seen,

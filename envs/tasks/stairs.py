@@ -15,12 +15,14 @@ from envs.tasks import objects
 from envs.tasks.base import View
 from envs.tasks.box import EDGE, BoxStart
 from envs.tasks.pickup import Pickup, PickupWorld
+from envs.tasks.start import Obstacle
 
 Array = jax.Array
 RISE = 0.10  # of the platform [m]
 LEDGE = -0.8  # x of its front, from the shelf's near edge, which lies along x = 0 [m]
 BACK = 0.2  # x of its back, beneath the shelf: no foot gets near that ledge [m]
 HALF_WIDTH = 1.2  # of the platform [m]
+FOOT_CLEAR = 0.3  # from the trunk to the platform where a robot starts: no nominal start is nearer [m]
 SHELF_HEIGHT = 0.75  # puts the box 0.125 above the trunk's origin, seen from the platform, 0.225 from the floor [m]
 SHELF_HALF = (0.4, 0.7)  # so large that arms do not reach the box from behind or from a side either [m]
 BEFORE = 0.15  # from the soles' middle to the ledge, where the robot lines up before it climbs [m]
@@ -67,6 +69,10 @@ class Stairs(Pickup):
     def first_place(self, pose: Array) -> Array:
         """In front of the ledge, in line with the box."""
         return jnp.stack([jnp.float32(LEDGE - BEFORE - FOOT_AHEAD), pose[1], jnp.float32(0.0)])
+
+    def obstacles(self) -> tuple[Obstacle, ...]:
+        """The platform, on which no foot starts."""
+        return (Obstacle((LEDGE, -HALF_WIDTH), (BACK, HALF_WIDTH), FOOT_CLEAR),)
 
     def soles(self, view: View) -> Array:
         """`(2,)` height of the soles above the platform [m], negative on the floor."""

@@ -13,7 +13,9 @@ from envs.t1 import gait
 from envs.t1.model import build_spec
 from envs.tasks import objects
 from envs.tasks.base import PLANNER_DT, View
+from envs.tasks.box import CLEAR as FREE
 from envs.tasks.box import EDGE, REACH, TABLE_HALF, TABLE_HEIGHT, BoxStart, BoxTask
+from envs.tasks.start import Obstacle
 
 Array = jax.Array
 GOAL_EDGE = 1.6  # the second table's near edge lies along y = 1.6, to the left of the first [m]
@@ -65,6 +67,11 @@ class Transport(BoxTask):
         objects.add_rim(spec, "goal_rim", left, right, TABLE_HEIGHT)
         objects.add_box(spec, "box", EDGE, 1.0, ("table", "goal_table"), ("goal_rim",), long=True)
         return spec
+
+    def obstacles(self) -> tuple[Obstacle, ...]:
+        """Both tables."""
+        x, (depth, half) = 0.5 * (GOAL_X[0] + GOAL_X[1]), TABLE_HALF
+        return (*super().obstacles(), Obstacle((x - half, GOAL_EDGE), (x + half, GOAL_EDGE + 2.0 * depth), FREE))
 
     def goal_pose(self, world: TransportWorld) -> Array:
         """`(3,)` x, y and heading (of a robot in front of it) of the goal."""

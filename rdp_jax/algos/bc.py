@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from rdp_jax import guard, parallel
 from rdp_jax.config import ConfigError, chosen, ranged, validate
+from rdp_jax.data.episodes import DataError
 
 Array = jax.Array
 
@@ -162,6 +163,8 @@ class Update:
     def _iterate(self, state: LearnerState, train: Data, validation: Data):
         size = train.obs.shape[0]
         devices = parallel.size(self.mesh)
+        if size < devices:
+            raise DataError(f"{size} windows of demonstrations for {devices} devices: at least one for each is needed")
         batch = min(self.config.batch, size - size % devices)
         key = jax.random.fold_in(state.key, state.iteration)
 

@@ -52,6 +52,8 @@ class ChainPolicy(Protocol):
 
     def check_tuned(self, tuned_steps: int) -> int: ...
 
+    def peak(self, tuned_steps: int, quiet_steps: int) -> float: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class DPPOConfig:
@@ -160,6 +162,12 @@ class DPPOConfig:
         if self.resting_kl <= self.kl_goal:  # where both are 0, too
             allowed = f"more than kl_goal={self.kl_goal}" + (", or 0" if self.kl_goal else "")
             raise ConfigError("target_kl", self.target_kl, allowed)
+        if self.kl_goal and self.epochs * self.minibatches == 1:  # the KL is seen before a step
+            raise ConfigError(
+                "kl_goal", self.kl_goal, "0 where an iteration is one gradient step (epochs, minibatches)"
+            )
+        if self.kl_goal and not self.actor_lr:
+            raise ConfigError("actor_lr", self.actor_lr, f"more than 0 where kl_goal={self.kl_goal} adapts it")
         check_residual("critic_sizes", self.critic_sizes)
         left_out(self, "reward_clip", self.reward_scaling, "it is about reward_scaling")
 
@@ -287,6 +295,10 @@ def check_layout(config: DPPOConfig, policy: ChainPolicy, mesh: Mesh | None) -> 
     """Raises `ConfigError` if the config is wrong, does not fit the policy, or does not divide over the devices."""
     validate(config)
     policy.check_tuned(config.tuned_steps)
+    peak = policy.peak(config.tuned_steps, config.quiet_steps)
+    if config.log_prob_max < peak:  # what is clamped has no gradient: of the likeliest actions nothing would be learned
+        allowed = f"at least {peak:.3g}, what an element can have under exploration as quiet or as correlated as this"
+        raise ConfigError("log_prob_max", config.log_prob_max, allowed)
     if config.shuffle_groups % parallel.size(mesh):
         raise ConfigError("shuffle_groups", config.shuffle_groups, f"a multiple of {parallel.size(mesh)} devices")
 

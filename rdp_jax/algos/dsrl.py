@@ -124,7 +124,7 @@ class DSRLConfig:
     heads: int = ranged(2, 1, 64, "critics of an ensemble")
     reduce: str = chosen("min", ("min", "mean"), "of the ensemble, in targets and actor loss")
     sizes: tuple[int, ...] = ranged((256, 256, 256), 1, 65536, "hidden widths of actor and critics")
-    init_std: float = ranged(0.3, 1e-3, 10.0, "first std of the actor before the tanh: quiet noise from the start")
+    init_std: float = ranged(0.3, 0.01, 7.0, "first std of the actor before the tanh: quiet noise from the start")
     max_grad_norm: float = ranged(10.0, 1e-6, 1e9, "largest gradient norm of each network")
     reset_pool: int = ranged(64, 1, 2**20, "fresh starts per iteration")
     matmul_precision: str = chosen("highest", ("default", "high", "highest"), "precision of float32 products")
@@ -141,6 +141,10 @@ class DSRLConfig:
     def check(self) -> None:
         """Fields that must fit each other."""
         left_out(self, "widen_from", self.widening > 0, "it is about widening")
+        if self.variant == "na" and not self.distillations:
+            raise ConfigError(
+                "distillations", self.distillations, "at least 1 in na, whose actor climbs what they learn"
+            )
         if self.num_envs * self.unroll_length > self.capacity:
             raise ConfigError(
                 "capacity", self.capacity, f"at least {self.num_envs * self.unroll_length} (an iteration)"

@@ -339,7 +339,9 @@ class Update:
         learners, metrics = {}, {}
         for i, (name, part) in enumerate(parts.items()):
             rollout_of_part, live = transition(seen, done, name)
-            metrics[f"{name}/reward"] = parallel.pmean(rollout_of_part.reward.mean(where=live), self.axis)
+            paid = (rollout_of_part.reward.sum(where=live), live.sum(dtype=jnp.float32))
+            total, count = parallel.psum(paid, self.axis)
+            metrics[f"{name}/reward"] = total / jnp.maximum(count, 1.0)
             if name not in self.learning:
                 learners[name] = part
                 continue
@@ -391,6 +393,7 @@ def init(
     for i, (name, (own, env, params)) in enumerate((rehearsal or {}).items()):
         first = ppo.init(jax.random.fold_in(key, 100 + i), own, env, params, mesh)
         places[name] = (first.env, first.episode)
-    if mesh is not None:
-        parts = parallel.put(parts, P(), mesh)
-    return JointState(planner, parts, places, jnp.int32(0))
+    count = jnp.int32(0)
+    if mesh is not None:  # all of it: what is restored lies where this lies
+        parts, count = parallel.put((parts, count), P(), mesh)
+    return JointState(planner, parts, places, count)

@@ -77,6 +77,9 @@ class PPOConfig:
             raise ConfigError("minibatches", self.minibatches, f"a divisor of {samples} samples per shuffle group")
         if not self.lr_min <= self.lr <= self.lr_max:
             raise ConfigError("lr", self.lr, f"{self.lr_min} .. {self.lr_max} (lr_min .. lr_max)")
+        if self.epochs * self.minibatches == 1 and self.lr_min < self.lr_max:  # the KL is seen before a step
+            allowed = f"lr_max={self.lr_max} where an iteration is one gradient step (epochs, minibatches)"
+            raise ConfigError("lr_min", self.lr_min, allowed)
         if not self.min_std <= self.init_std <= self.max_std:
             raise ConfigError("init_std", self.init_std, f"{self.min_std} .. {self.max_std} (min_std .. max_std)")
 

@@ -19,6 +19,7 @@ from rdp_jax.planner import Actor, Bundle, Planner, to_chunk
 from rdp_jax.types import Stepped, VectorEnv
 
 Array = jax.Array
+STREAM = 0x2E51  # of plans, apart from what environments draw from the same keys
 
 
 @struct.dataclass
@@ -80,7 +81,7 @@ class Residual:
     def reset(self, keys: Array, params: ResidualParams) -> ResidualState:
         """`(B,)` keys -> batched state."""
         inner = self.env.reset(keys, params.env)
-        return self._state(inner, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), params)
+        return self._state(inner, jax.vmap(lambda k: jax.random.fold_in(k, STREAM))(keys), params)
 
     def step(self, pool: ResidualState, state: ResidualState, action: Array, params: ResidualParams) -> Stepped:
         """Executes the corrected chunk, plans the next."""

@@ -104,6 +104,11 @@ class GaussianPolicy:
             raise ConfigError("tuned_steps", tuned_steps, "1 for a Gaussian policy")
         return tuned_steps
 
+    def peak(self, tuned_steps: int, quiet_steps: int) -> float:
+        """As of `DiffusionPolicy`."""
+        del tuned_steps, quiet_steps
+        return smooth.peak(self.config.std, self.config.correlation)
+
     def score(self, params: Any, tuned_steps: int, pairs: Pairs) -> tuple[Array, Array, Array]:
         """Log density of each element `(N, Ta, Da)`, mean (whitened, as of `DiffusionPolicy.score`), and std `(N,)`."""
         del tuned_steps

@@ -155,6 +155,11 @@ class DiffusionPolicy:
             raise ConfigError("tuned_steps", tuned_steps, f"1 .. {self.config.visited} (visited denoising steps)")
         return tuned_steps
 
+    def peak(self, tuned_steps: int, quiet_steps: int) -> float:
+        """Largest log density that an element of a scored step can have."""
+        scored = self.exploring.part(len(self.exploring) - tuned_steps, len(self.exploring) - quiet_steps)
+        return max(map(smooth.peak, scored.std, scored.rho))
+
     def _mode(self, explore: bool, noise: Array) -> tuple[Table, Array]:
         """The steps of sampling with or without exploration, and their noise from independent `noise (S, B, Ta, Da)`."""
         table = self.exploring if explore else self.evaluating

@@ -16,6 +16,7 @@ from rdp_jax.config import ConfigError, chosen, ranged
 
 OFFSET = 0.008  # s of the cosine schedule
 MAX_BETA = 0.999
+EVEN = 0.75  # share of the process that the steps of ddim must reach over
 EVALUATION_STD = 1e-3  # least std of a deterministic DDPM step other than the last
 
 
@@ -52,6 +53,10 @@ class DiffusionConfig:
         """Fields that must fit each other."""
         if self.sampler == "ddim" and self.ddim_steps > self.steps:
             raise ConfigError("ddim_steps", self.ddim_steps, f"1 .. {self.steps} (steps)")
+        # Of the noise that the first sample is, a selection that begins in the middle of the process takes too little away.
+        if self.sampler == "ddim" and self.steps // self.ddim_steps * self.ddim_steps < EVEN * self.steps:
+            allowed = f"a divisor of steps={self.steps}, or a number whose multiple ends in the last quarter of them"
+            raise ConfigError("ddim_steps", self.ddim_steps, allowed)
 
     @property
     def visited(self) -> int:

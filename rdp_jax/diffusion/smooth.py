@@ -17,6 +17,11 @@ from rdp_jax.diffusion import sample
 Array = jax.Array
 
 
+def peak(std: float, rho: float) -> float:
+    """Largest log density that an element can have."""
+    return float(-np.log(std) - 0.5 * np.log(2.0 * np.pi) - 0.5 * np.log1p(-np.square(rho)))
+
+
 def colour(noise: Array, rho: np.ndarray) -> Array:
     """`noise (S, ..., Ta, Da)` standard normal -> the same shape, unit variance, neighbours along Ta correlated by `rho (S,)`."""
     horizon = noise.shape[-2]

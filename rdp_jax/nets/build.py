@@ -24,7 +24,9 @@ class NetConfig:
     """The network of a planner."""
 
     kind: str = chosen("dit", KINDS, "dit, mlp, unet denoise a chunk; lstm and gaussian-mlp predict it at once")
-    sizes: tuple[int, ...] = ranged((512, 512, 512), 1, 65536, "hidden widths of mlp, lstm and gaussian-mlp")
+    sizes: tuple[int, ...] = ranged(
+        (512, 512, 512), 1, 65536, "hidden widths of mlp and gaussian-mlp; of lstm the first"
+    )
     time_dim: int = ranged(16, 4, 4096, "width of the step's embedding of mlp and unet")
     activation: str = chosen("relu", ("relu", "mish", "elu"), "of the mlp denoiser")
     width: int = ranged(128, 8, 8192, "token width of dit, channels of unet")

@@ -111,3 +111,11 @@ def test_errors_are_those_that_the_expert_can_bear():
 def test_no_clumsiness_is_no_error():
     executed, recorded = play(0.0, count=4)
     np.testing.assert_allclose(executed, recorded, atol=1e-7)
+
+
+def test_errors_are_drawn_apart_from_the_expert():
+    """An expert splits the same key; one number of a stream must not decide over another's."""
+    key = jax.random.key(5)
+    own = jax.random.key_data(Clumsy(Steady()).start(key, None).key)
+    for count in (2, 4, 8):
+        assert not (jax.random.key_data(jax.random.split(key, count)) == own).all(axis=-1).any()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.control import observe
-from envs.control.commands import REACH_HIGH, REACH_LOW, CommandProcess
+from envs.control.commands import REACH_HIGH, REACH_LOW, CommandProcess, CommandRanges
 from envs.control.controller import Command, Controller, ControllerConfig, Measured
 from envs.control.env import ControlConfig, ControlEnv, nominal_params, randomized_params
 from envs.t1 import gait, kinematics
@@ -183,6 +183,24 @@ def test_commands_stay_in_range_and_hand_targets_move_smoothly(controller):
     assert (left.std(axis=(0, 1)) > 0.03).all(), "targets really move"
     rests = hands[:, 100:, 0].reshape(-1, 3)
     assert (rests > REACH_LOW - 0.12).all() and (rests < REACH_HIGH + 0.12).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_hands_move_together_as_often_as_asked(controller, share):
+    process = CommandProcess(controller, CommandRanges(together=share))
+
+    def tick(state, key):
+        new = process.advance(state, key)
+        began = new.elapsed == 0
+        alike = jnp.all(new.goal[:7] * ARM_MIRROR == new.goal[7:]) & jnp.all(began) & (new.travel[0] == new.travel[1])
+        return new, (jnp.any(began), alike, process.command(new).hand_pos)
+
+    arms = jnp.asarray(controller.stand_arm)
+    run = jax.vmap(lambda k: jax.lax.scan(tick, process.start(k, arms), jax.random.split(k, 800))[1])
+    began, alike, hands = jax.device_get(jax.jit(run)(jax.random.split(jax.random.key(1), 32)))
+    assert alike.sum() / began.sum() == pytest.approx(share, abs=0.07)
+    # Who is called away in mid-move goes on from where the hand is.
+    assert np.abs(np.diff(hands, axis=1)).max() < 0.025
 
 
 def test_parameterisation_is_a_setting(controller):

@@ -389,6 +389,14 @@ def test_warp_does_not_say_that_its_solver_stopped(capfd):
     assert "limit reached" not in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("width", [0, 2])
+def test_as_many_switches_as_equality_constraints(width):
+    physics = make_physics(MODEL, "native")
+    state = physics.init(jnp.asarray(MODEL.qpos0), jnp.zeros(MODEL.nv))
+    with pytest.raises(ValueError, match=f"eq_active: last dimension must be 1, got shape .{width},"):
+        physics.step(state, jnp.zeros(MODEL.nu), 1, eq_active=jnp.ones(width))
+
+
 def test_wrong_shapes_are_refused():
     p = physics("native")
     state = p.init(jnp.asarray(MODEL.qpos0), jnp.zeros(MODEL.nv))

@@ -8,11 +8,13 @@ import pytest
 from box_views import placed
 
 from envs.chunk import Chunked
+from envs.t1.robot import Robot
 from envs.tasks.box import EDGE, TABLE_HEIGHT
 from envs.tasks.catalog import TASKS, make_expert, make_task
-from envs.tasks.command import ACTION_DIM, HAND_HIGH, HAND_LOW, STAND, VELOCITY_HIGH, decode, encode
-from envs.tasks.hierarchy import PRIVILEGED_LAYOUT, Hierarchy
+from envs.tasks.command import ACTION_DIM, HAND_HIGH, HAND_LOW, STAND, VELOCITY_HIGH, PlannedProcess, decode, encode
+from envs.tasks.hierarchy import PRIVILEGED_LAYOUT, Hierarchy, equalities
 from envs.tasks.objects import RIM
+from envs.tasks.start import Obstacle, Start, place_robot
 from envs.tasks.transport import GOAL_EDGE
 from envs.toy import Toy
 from rdp_jax.config import ConfigError
@@ -101,25 +103,72 @@ def test_starts_vary_and_nothing_moves_before_the_first_action(pickup, start):
     assert (box[:, 0] > corner * 0.7).all() and (np.abs(box[:, 1]) < 0.5).all()
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0, 3.0])
-def test_no_start_is_inside_the_table(pickup, start, scale):
-    _, params = start
-    world = params.control.world.replace(scale=jnp.float32(scale))
-    params = params.replace(control=params.control.replace(world=world))
-    starts = jax.jit(jax.vmap(pickup.reset, (0, None)))(jax.random.split(jax.random.key(2), 64), params)
-    model = pickup.control.model
+@pytest.mark.parametrize("scale", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("name", ["pickup", "transport", "stairs"])
+def test_no_start_is_inside_a_table_or_a_platform(name, scale):
+    task = make_task(name)
+    model = task.build().compile()
+    task.bind(model)
+    stand = jnp.asarray(Robot.from_model(model).stand_qpos, jnp.float32)
+    params = task.default_params().replace(scale=jnp.float32(scale))
+    arrange = jax.jit(jax.vmap(lambda key: task.arrange(key, stand, params)))
+    starts = np.asarray(arrange(jax.random.split(jax.random.key(2), 64)), np.float64)
     data, names = mujoco.MjData(model), [model.geom(i).name for i in range(model.ngeom)]
-    arms = [i for i, name in enumerate(names) if name.endswith(("forearm", "hand", "finger")) or "palm" in name]
-    things = [names.index(name) for name in ("table", "box")]
-    for qpos in np.asarray(starts.physics.qpos, np.float64):
+    robot = model.body_rootid[model.geom_bodyid] == model.body_rootid[model.jnt_bodyid[0]]
+    things = [
+        i for i, n in enumerate(names) if n in ("table", "goal_table", "shelf", "box") or n.startswith("platform")
+    ]
+    for qpos in starts:
         data.qpos[:] = qpos
         mujoco.mj_forward(model, data)
-        assert (
-            min(mujoco.mj_geomDistance(model, data, arm, thing, 0.05, None) for arm in arms for thing in things)
-            > -0.003
-        )
-    spread = np.asarray(starts.physics.qpos[:, 0])
-    assert spread.std() > 0.08 * scale
+        distances = [
+            mujoco.mj_geomDistance(model, data, i, j, 0.05, None) for i in np.flatnonzero(robot) for j in things
+        ]
+        assert min(distances) > 0.0
+    assert starts[:, 0].std() > 0.08 * min(scale, 3.0)
+    assert len(np.unique(starts[:, 0])) == 64  # none is moved to a line that others are moved to
+
+
+def test_a_place_that_is_too_near_is_drawn_again():
+    params, wall = Start.nominal(0.3, 0.8).replace(scale=jnp.float32(3.0)), Obstacle((-0.5, -9.0), (9.0, 9.0), 0.1)
+    keys, still = jax.random.split(jax.random.key(0), 500), jnp.zeros(7)
+    place = jax.vmap(lambda key, obstacles: place_robot(key, still, params, jnp.zeros(3), obstacles), (0, None))
+    free, kept = np.asarray(place(keys, ())), np.asarray(place(keys, (wall,)))
+    good = free[:, 0] <= -0.6
+    assert 0.2 < good.mean() < 0.8 and (kept[:, 0] <= -0.6).all()
+    np.testing.assert_array_equal(kept[good], free[good])
+    # They are as those that were good at once.
+    for of in (lambda q: q[:, 0], lambda q: q[:, 1] ** 2, lambda q: q[:, 6] ** 2):
+        assert of(kept[~good]).mean() == pytest.approx(of(free[good]).mean(), rel=0.15)
+
+
+def test_equality_constraints_begin_as_the_model_says(pickup):
+    spec = mujoco.MjSpec.from_string(
+        "<mujoco><worldbody><body name='a'><freejoint/><geom size='.1'/></body><body name='b'><freejoint/><geom size='.1'/>"
+        "</body></worldbody><equality><weld body1='a' body2='b' active='false'/><weld body1='a' body2='b'/></equality></mujoco>"
+    )
+    model = spec.compile()
+
+    class Switching:
+        neq = 2
+
+    held = equalities(Switching(), model)
+    process = PlannedProcess(pickup.control.controller, equalities=held)
+    state = process.start(jax.random.key(0), jnp.asarray(process.controller.stand_arm))
+    np.testing.assert_array_equal(state.eq_active, [0.0, 1.0])
+    assert equalities(pickup.task, model) is None
+    Switching.neq = 1
+    with pytest.raises(ConfigError, match="neq=1, allowed: 0, or all 2"):
+        equalities(Switching(), model)
+
+
+def test_copies_of_one_start_are_disturbed_apart(pickup, start):
+    state, params = start
+    often = params.control.replace(push=jnp.full(2, 0.3), push_interval=jnp.float32(0.02))
+    step, stand = jax.jit(pickup.step), encode(decode(jnp.zeros(ACTION_DIM)))
+    copies = [step(state.replace(key=key), stand, params.replace(control=often)) for key in jax.random.split(state.key)]
+    speeds = [np.asarray(copy.physics.qvel[:2]) for copy in copies]
+    assert np.abs(speeds[0] - speeds[1]).max() > 0.05
 
 
 def test_a_hand_s_speed_is_that_of_the_arm(pickup, start):

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from rdp_jax import config
-from rdp_jax.algos import ppo
+from rdp_jax.algos import dppo, ppo
 from rdp_jax.config import ConfigError
 
 BAD = [
@@ -23,7 +23,24 @@ BAD = [
     ("actor_sizes", (), "non-empty"),
     ("actor_sizes", (64, 0), "1 .. "),
     ("matmul_precision", "float8", "highest"),
+    ("frozen_statistics", "no", "true | false"),
+    ("frozen_statistics", 0, "true | false"),
 ]
+
+
+def test_a_rate_is_not_adapted_to_a_kl_that_nobody_sees():
+    """It is seen before each step: with one step an iteration it is zero."""
+    with pytest.raises(
+        ConfigError, match=r"lr_min=0\.0001, allowed: lr_max=0\.003 where an iteration is one gradient step"
+    ):
+        config.validate(ppo.PPOConfig(epochs=1, minibatches=1))
+    config.validate(ppo.PPOConfig(epochs=1, minibatches=1, lr=1e-3, lr_min=1e-3, lr_max=1e-3))
+    one = dppo.DPPOConfig(epochs=1, minibatches=1)
+    config.validate(one)
+    with pytest.raises(ConfigError, match=r"kl_goal=0\.1, allowed: 0 where"):
+        config.validate(dataclasses.replace(one, kl_goal=0.1))
+    with pytest.raises(ConfigError, match=r"actor_lr=0\.0, allowed: more than 0 where kl_goal=0\.1 adapts it"):
+        config.validate(dppo.DPPOConfig(kl_goal=0.1, actor_lr=0.0))
 
 
 @pytest.mark.parametrize(("field", "value", "allowed"), BAD)

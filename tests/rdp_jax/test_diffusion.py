@@ -11,6 +11,7 @@ from diffusion_oracle import bars, betas, ddim_step, ddpm_step, log_prob
 from rdp_jax.config import ConfigError, validate
 from rdp_jax.diffusion import schedule
 from rdp_jax.diffusion.policy import DiffusionPolicy, Pairs
+from rdp_jax.diffusion.sample import step_mean
 from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.nets.denoiser import DenoiserMLP, ResidualCritic
 
@@ -212,6 +213,26 @@ def test_bf16_products_give_float32_output(data):
 def test_bad_settings_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):
         validate(DiffusionConfig(**{"sampler": "ddim", field: value}))
+
+
+def test_a_selection_that_begins_in_the_middle_is_refused():
+    for steps, few in ((100, 5), (100, 50), (100, 40), (20, 8), (7, 7)):
+        validate(DiffusionConfig(steps=steps, sampler="ddim", ddim_steps=few))
+    for steps, few in ((100, 51), (100, 60), (20, 11), (20, 12)):
+        with pytest.raises(ConfigError, match=f"ddim_steps={few}, allowed: a divisor of steps={steps}"):
+            validate(DiffusionConfig(steps=steps, sampler="ddim", ddim_steps=few))
+
+
+@pytest.mark.parametrize(("std", "rho"), [(0.1, 0.0), (0.02, 0.0), (0.1, 0.9)])
+def test_the_peak_is_the_log_density_at_the_mean(std, rho):
+    config = DiffusionConfig(steps=20, sampler="ddim", ddim_steps=4, eta=0.0, min_std=std, correlation=rho)
+    policy = DiffusionPolicy(DenoiserMLP((32, 32, 32)), config, (3, 2))
+    params = policy.init(jax.random.key(0), 5)
+    obs, x = jnp.zeros((1, 5)), jnp.zeros((1, 3, 2))
+    pairs = Pairs(obs=obs, x=x, x_next=x, k=jnp.zeros(1, jnp.int32))
+    mean = step_mean(policy.predict(params, obs), jax.tree.map(jnp.asarray, policy.exploring.part(3)), x, 1.0)
+    elements, _, _ = policy.score(params, 1, pairs.replace(x_next=mean))
+    assert float(elements.max()) == pytest.approx(policy.peak(1, 0), rel=1e-4)
 
 
 def test_too_many_tuned_steps_are_refused(data):

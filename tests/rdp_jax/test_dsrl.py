@@ -15,8 +15,8 @@ from rdp_jax.algos import dsrl
 from rdp_jax.config import ConfigError
 from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.nets.squashed import squash
-from rdp_jax.planner import Dims, PlannerConfig
-from rdp_jax.steer import FunctionBase, PlannerBase, learned
+from rdp_jax.planner import Dims, Planner, PlannerConfig
+from rdp_jax.steer import FunctionBase, NoiseActor, PlannerBase, choose_fixed, learned
 
 GAIN, BOUND = 0.5, 1.5
 CONFIG = dsrl.DSRLConfig(
@@ -296,3 +296,12 @@ def test_bad_settings_are_refused():
         make(dataclasses.replace(CONFIG, capacity=32))
     with pytest.raises(ConfigError, match="variant"):
         make(dataclasses.replace(CONFIG, variant="td3"))
+    with pytest.raises(ConfigError, match="distillations=0, allowed: at least 1 in na"):
+        make(dataclasses.replace(CONFIG, variant="na", distillations=0))
+
+
+def test_a_planner_of_which_only_the_last_steps_are_tuned_is_not_steered():
+    """The first ones have other weights, which nobody would hand over."""
+    planner = Planner(PlannerConfig(), Dims(3, 2), None, None, 2, {})
+    with pytest.raises(ConfigError, match="tuned_steps=2"):
+        NoiseActor(planner, choose_fixed)

@@ -16,7 +16,7 @@ from rdp_jax import parallel
 from rdp_jax.algos import bc, dppo
 from rdp_jax.config import ConfigError
 from rdp_jax.data import windows as W
-from rdp_jax.data.episodes import from_lists
+from rdp_jax.data.episodes import DataError, from_lists
 from rdp_jax.diffusion.schedule import DiffusionConfig
 from rdp_jax.evaluate import first_episodes
 from rdp_jax.nets.build import NetConfig
@@ -353,6 +353,17 @@ def test_bad_layouts_are_refused(planner, vector):
         dppo.Update(dataclasses.replace(DPPO, target_kl=0.0), policy, vector)
     with pytest.raises(ConfigError, match="executed"):
         dppo.Update(DPPO, policy, AutoReset(Chunked(Toy(STEPS), 3)))
+    quiet = dataclasses.replace(CONFIG, diffusion=dataclasses.replace(CONFIG.diffusion, min_std=0.02))
+    with pytest.raises(ConfigError, match=r"log_prob_max=2\.0, allowed: at least 3\.14, "):
+        dppo.Update(DPPO, make_policy(quiet, Dims(4, 2)), vector)
+
+
+def test_imitation_needs_a_window_for_each_device(planner):
+    data, mesh = bc.Data(obs=jnp.zeros((3, 4)), chunk=jnp.zeros((3, 2, 2))), parallel.make_mesh(4)
+    policy = make_policy(CONFIG, Dims(4, 2))
+    config = bc.BCConfig(epochs_per_call=1, batch=8)
+    with pytest.raises(DataError, match="3 windows of demonstrations for 4 devices"):
+        bc.Update(config, policy, mesh)(bc.init(jax.random.key(0), config, policy, 4), (data, data))
 
 
 def test_a_bimodal_target_keeps_both_modes():

@@ -16,7 +16,7 @@ from joint_run import Joint
 from layered_toy import DPPO, TICKS, WISH, Made, fragile
 
 from envs.wrappers import settle_ticks
-from rdp_jax import guard
+from rdp_jax import guard, parallel
 from rdp_jax.algos import joint
 from rdp_jax.checkpoint import Checkpointer
 from rdp_jax.gae import gae
@@ -161,3 +161,18 @@ def test_killed_in_the_middle_of_an_iteration_and_resumed(tmp_path):
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_four_devices_go_on_from_a_checkpoint(tmp_path):
+    mesh = parallel.make_mesh(4)
+    toy = Made(rehearsed=-WISH)
+    update = toy.update(joint.Schedule(variant="simultaneous"), mesh)
+    state, _ = update(toy.start(mesh), toy.params)
+    saved = Checkpointer(tmp_path / "c", {})
+    saved.save(1, state)
+    expected, _ = update(state, toy.params)
+    found = Checkpointer(tmp_path / "c", {}).restore(toy.start(mesh))
+    again, _ = update(found, toy.params)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(again), strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

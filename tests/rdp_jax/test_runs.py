@@ -197,6 +197,12 @@ def test_empty_arrays_come_back(tmp_path):
     saver.close()
 
 
+def test_two_parts_of_one_name_are_refused(tmp_path):
+    """A dictionary of them would silently lose one."""
+    with pytest.raises(CheckpointError, match="more than one part of the state is called reward_near"):
+        Checkpointer(tmp_path / "c", {}).save(1, {"reward/near": jnp.zeros(1), "reward_near": jnp.zeros(1)})
+
+
 def test_keeps_the_last(tmp_path):
     saver = Checkpointer(tmp_path, {}, keep=2)
     for i in range(5):

@@ -1,5 +1,6 @@
 """`rdp export`: files, manifest, and the exported planner at play."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -67,14 +68,30 @@ def test_a_steered_planner_needs_no_noise(tmp_path, capsys):
     assert record["metrics"]["errors"]["planner"] < 1e-4
 
 
-def test_the_file_plays_as_the_planner_does(tmp_path, capsys):
-    """From the same starts, on the same noise: the same episodes, up to rounding."""
-    config, spec = gym_planner(), Locomotion("hopper", "native").spec
+def keep_hopper(path, config):
+    """A planner of random weights."""
+    spec = Locomotion("hopper", "native").spec
     dims = Dims(spec.obs_dims["actor"], spec.action_dim)
     params = make_policy(config, dims).init(jax.random.key(0), dims.frame)
     bounds = MinMax(jnp.full(dims.frame, -2.0), jnp.full(dims.frame, 2.0)), MinMax(jnp.full(dims.action, -1.0), jnp.ones(dims.action))  # fmt: skip
-    path = tmp_path / "planner.safetensors"
     save(path, Planner(config, dims, Bundle(params, *bounds), None, 0, {"task": "hopper"}))
+    return path
+
+
+def test_products_of_bfloat16_are_exported_as_float32(tmp_path, capsys):
+    """ONNX Runtime has no others on a CPU."""
+    config = gym_planner()
+    half = dataclasses.replace(config, net=dataclasses.replace(config.net, dtype="bfloat16"))
+    path = keep_hopper(tmp_path / "planner.safetensors", half)
+    assert (
+        exported(capsys, "--task", "hopper", "--run", path, "--out", tmp_path / "out")["metrics"]["max_abs_error"]
+        < 1e-4
+    )
+
+
+def test_the_file_plays_as_the_planner_does(tmp_path, capsys):
+    """From the same starts, on the same noise: the same episodes, up to rounding."""
+    path = keep_hopper(tmp_path / "planner.safetensors", gym_planner())
     record = exported(capsys, "--task", "hopper", "--run", path, "--trials", 8, "--out", tmp_path / "out")
     both = record["metrics"]
     assert both["in_jax"]["trials"] == both["exported"]["trials"] == 8
