@@ -64,12 +64,14 @@ def setup(
     """
     if backend in (None, "mjx") and any(name.startswith("mjx") for name in cases):
         widen_thread_pool()
-    config = ppo.PPOConfig(
-        num_envs=num_envs,
-        unroll_length=unroll_length,
-        epochs=epochs,
-        minibatches=minibatches,
-        reset_pool=reset_pool,
+    config = parallel.over_devices(
+        ppo.PPOConfig(
+            num_envs=num_envs,
+            unroll_length=unroll_length,
+            epochs=epochs,
+            minibatches=minibatches,
+            reset_pool=reset_pool,
+        )
     )
     ppo.check_layout(config, parallel.make_mesh())
     if num_envs % minibatches:

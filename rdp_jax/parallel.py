@@ -6,8 +6,9 @@ collectives.  The devices are those of one process.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 AXIS = "data"
 Array = jax.Array
+C = TypeVar("C")
 
 
 def make_mesh(devices: int | None = None) -> Mesh | None:
@@ -26,6 +28,21 @@ def make_mesh(devices: int | None = None) -> Mesh | None:
     if not 1 <= count <= len(available):
         raise ValueError(f"devices={count}, allowed 1..{len(available)}")
     return Mesh(np.array(available[:count]), (AXIS,)) if count > 1 else None
+
+
+def over_devices(config: C, count: int | None = None) -> C:
+    """`config` with its `shuffle_groups`, and those of configs in it, raised to a multiple of the devices (`count`, or all)."""
+    count = len(jax.devices()) if count is None else count
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            raised: Any = over_devices(value, count)
+            if raised is not value:
+                changes[field.name] = raised
+        elif field.name == "shuffle_groups" and value % count:
+            changes[field.name] = -(-value // count) * count
+    return dataclasses.replace(config, **changes) if changes else config  # type: ignore[type-var]
 
 
 def axis_of(mesh: Mesh | None) -> str | None:

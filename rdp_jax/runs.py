@@ -232,12 +232,13 @@ class Run:
 
 
 class StopSignal:
-    """Within it, SIGTERM and SIGINT only set `received`, so that the iteration under way can finish and be saved.
+    """Within it, SIGTERM, SIGINT and SIGHUP (a lost terminal) only set `received`, so that the iteration under way can finish and
+    be saved.
 
     A second signal acts as it did before.  Works in the main thread only; elsewhere it changes nothing.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -255,7 +256,8 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         try:
-            self._old = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+            heeded = [n for n in self.SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]  # nohup
+            self._old = {number: signal.signal(number, self._handle) for number in heeded}
         except ValueError:  # not the main thread
             self._old = {}
         return self

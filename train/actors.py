@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
 
 from rdp_jax import steer
 from rdp_jax.algos.dsrl import DSRLConfig
@@ -34,7 +36,8 @@ def find_actor(run: Path | None, planner: Planner) -> tuple[Any, tuple[Any, Any]
         except KeyError as error:
             raise CheckpointError(f"{run / NOISE_ACTOR} is no noise actor: {error} is missing") from error
         base = steer.PlannerBase(planner.config, planner.dims, ddim_steps)
-        return steer.NoiseActor(planner, steer.learned(config, base, 0), ddim_steps), (planner.bundle, params)
+        steered = steer.NoiseActor(planner, steer.learned(config, base, 0), ddim_steps)
+        return _fitting(steered, (planner.bundle, params), planner, run / NOISE_ACTOR)
     if (run / CORRECTION).is_file():
         weights, metadata = load_weights(run / CORRECTION)
         try:
@@ -42,5 +45,17 @@ def find_actor(run: Path | None, planner: Planner) -> tuple[Any, tuple[Any, Any]
             scale = jnp.float32(metadata["scale"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{run / CORRECTION} is no correction: {error}") from error
-        return ResidualActor(planner), (planner.bundle, (planner.base, learned, scale))
+        found = (planner.bundle, (planner.base, learned, scale))
+        return _fitting(ResidualActor(planner), found, planner, run / CORRECTION)
     return planner.actor(), weights_of(planner)
+
+
+def _fitting(actor: Any, weights: tuple[Any, Any], planner: Planner, path: Path) -> tuple[Any, tuple[Any, Any]]:
+    """Both, if the actor can act with the weights; else raises `CheckpointError`."""
+    obs, keys = jnp.zeros((1, planner.config.history * planner.dims.frame)), jax.random.split(jax.random.key(0), 1)
+    try:
+        jax.eval_shape(actor.act, *weights, obs, keys)
+    except (AssertionError, TypeError, ValueError, KeyError, FlaxError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{path} does not fit the planner beside it: {reason}") from error
+    return actor, weights

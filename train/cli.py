@@ -295,8 +295,12 @@ def _preset(words: Sequence[str], choices: Sequence[str]) -> str:
     return found
 
 
-def _check_words(words: Sequence[str]) -> None:
-    """Raises `ConfigError` for a flag given an empty value: as a path it would be the current directory."""
+def _check_words(words: Sequence[str], cls: type) -> None:
+    """Raises `ConfigError` for a flag given an empty value: as a path it would be the current directory; as a list, left out."""
+    lists = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(cls) if "tuple[" in str(f.type)}
+    for word, after in itertools.zip_longest(words, words[1:]):
+        if word in lists and (after is None or after.startswith("--")):
+            raise ConfigError(word, "nothing", "one value or more")
     for word, after in itertools.zip_longest(words, words[1:]):
         flag, equals, value = word.partition("=")
         if word.startswith("--") and not value and (equals or after == ""):
@@ -305,7 +309,7 @@ def _check_words(words: Sequence[str]) -> None:
 
 def parse(command: Command, cls: type, words: Sequence[str], prog: str = "rdp") -> Any:
     """Checked arguments of `command` of `prog`, an instance of `cls`.  Raises `ConfigError`; tyro leaves by `SystemExit`."""
-    _check_words(words)
+    _check_words(words, cls)
     flag_type = _flag_type(cls)
     default: Any = tyro.MISSING_NONPROP
     if hasattr(cls, "defaults"):
@@ -360,6 +364,9 @@ def placed(command: Command, args: Any) -> Any:
     have learned is not thrown away.
     """
     _load("rdp_jax.runs:git_revision")()  # which the summary names; by then the tree may be another
+    spread = _load("rdp_jax.parallel:over_devices")(args)
+    if spread is not args:  # what is shuffled apart has to divide over the devices
+        args = validate(spread.resolved() if hasattr(spread, "resolved") else spread)
     if not isinstance(args, Resumable) or args.out is not None:
         return args
     out = _load("rdp_jax.runs:new_directory")(command.name.replace(" ", "-"))
@@ -431,10 +438,14 @@ def run(command: Command, words: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `rdp`; returns the exit status."""
     if argv is None:  # the process is ours
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is under way is cleared up
         keep_freed()
         keep_programs()
         exact_products()
     words = list(sys.argv[1:] if argv is None else argv)
+    if sys.stderr is None:  # closed when we began
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        os.dup2(sys.stderr.fileno(), 2)
     try:
         found = _find(words)
         if found is None:

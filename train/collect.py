@@ -14,7 +14,7 @@ from envs.tasks.catalog import make_expert
 from rdp_jax.config import ConfigError
 from rdp_jax.data import episodes as E
 from train import output
-from train.demonstrations import FILE, check_recipe, from_played, held, made_with, noted, recipe_of
+from train.demonstrations import FILE, check_recipe, from_played, held, made_with, noted, recipe_of, taken
 from train.medium import record_medium
 from train.names import GYM_TASKS
 from train.rollouts import ClumsyPlayer, Theatre
@@ -27,13 +27,19 @@ STREAM = 0xDE30
 def run_collect(args: CollectArgs) -> dict[str, Any]:
     """Plays batches until enough have succeeded; what is kept is saved after every batch.
 
-    A directory that is filled in several calls ends up with the episodes that one call would have kept.
+    A directory that is filled in several calls ends up with the episodes that one call would have kept.  Raises `RunError` where
+    another process is filling it.
     """
     start = time.monotonic()
     assert args.out is not None
     path = args.out / FILE
-    if args.task in GYM_TASKS:
-        return _collect_medium(args, path, start)
+    if args.task not in GYM_TASKS:
+        _previous(args)  # refuses before a directory is made
+    with taken(args.out):
+        return _collect_medium(args, path, start) if args.task in GYM_TASKS else _collect(args, path, start)
+
+
+def _collect(args: CollectArgs, path: Path, start: float) -> dict[str, Any]:
     recipe, kept, tried, won = _previous(args)
     stage = HumanoidStage(args)
     env, params = stage.env, stage.params

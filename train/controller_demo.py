@@ -34,6 +34,7 @@ from rdp_jax.algos import ppo
 from rdp_jax.algos.loop import LoopConfig, train
 from rdp_jax.config import validate
 from rdp_jax.nets.mlp import mlp_sizes
+from rdp_jax.parallel import over_devices
 from rdp_jax.runs import StopSignal, free_directory, write_json
 from train import controller_report as pieces
 from train import output
@@ -42,7 +43,7 @@ from train.controller import Weights, act, export, load_part, progress_metrics
 from train.course import BLOCK, Course, Driver, Record, make_course, pushes, random_commands, stack_params
 from train.replay import Caption
 from train.report import Metric, Report
-from train.video import Video, write_video
+from train.video import Video, stop_drawing, write_video
 
 T = TypeVar("T")
 BUDGET_S = 480.0  # the whole demo, compilation included
@@ -108,7 +109,7 @@ class Demo:
         self.begin = time.monotonic()
         self.legs, self.hands = load_part("legs", args.legs), load_part("hands", args.hands)
         sizes = mlp_sizes(self.legs["actor"]["mlp"])  # as the shipped ones: one program then drives both
-        self.ppo = validate(ppo.PPOConfig(num_envs=args.num_envs or 256, actor_sizes=sizes))
+        self.ppo = validate(over_devices(ppo.PPOConfig(num_envs=args.num_envs or 256, actor_sizes=sizes)))
         self.course: Course = make_course()
         self.variants = variants()
         self.found = Findings()
@@ -143,6 +144,7 @@ class Demo:
             while not concurrent.futures.wait([future], timeout=0.2).done:
                 say(f"{label}  {output.duration(time.monotonic() - began)}")
                 if self.stop.received is not None:
+                    stop_drawing()
                     raise Interrupted
         return future.result()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rdp_jax.algos.joint import Schedule
 from rdp_jax.config import validate
+from rdp_jax.parallel import over_devices
 from rdp_jax.runs import free_directory, write_json
 from train.refine import run_refine
 from train.task_args import DemoArgs, RefineArgs
@@ -21,7 +22,7 @@ def refine_args(args: DemoArgs, out: Path) -> RefineArgs:
     defaults = RefineArgs.defaults("cpu")
     envs = args.num_envs or defaults.dppo.num_envs
     dppo = dataclasses.replace(defaults.dppo, unroll_length=CHUNKS)
-    return validate(
+    found = over_devices(
         dataclasses.replace(
             defaults,
             task=args.task,
@@ -35,13 +36,14 @@ def refine_args(args: DemoArgs, out: Path) -> RefineArgs:
             first_std=FIRST_STD,
             dppo=dppo,
             schedule=Schedule(rounds=1, controller_iterations=2, planner_iterations=200, rehearsals=0),
-        ).resolved()
+        )
     )
+    return validate(found.resolved())
 
 
 def run_demo(args: DemoArgs) -> dict[str, Any]:
     """Runs it; the report is `report.html` in the run directory.  Raises `RunError` if `--out` is not empty."""
     out = free_directory(args.out, "demo")
-    record = {**run_refine(refine_args(args, out)), "command": "demo"}
+    record = run_refine(refine_args(args, out), "demo")
     write_json(out / "summary.json", record)
     return record

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from envs.tasks.hierarchy import Hierarchy
 from rdp_jax.checkpoint import fingerprint
 from rdp_jax.config import ConfigError, difference
 from rdp_jax.data import episodes as E
-from rdp_jax.runs import git_revision, versions
+from rdp_jax.runs import RunError, git_revision, hold, versions
 from train.rollouts import Played
 from train.task_args import TaskFlags
 from train.tasks import load_controller
@@ -81,6 +82,25 @@ def held(out: Path, resume: bool) -> E.Episodes | None:
     if not resume:
         raise ConfigError("out", str(out), "a directory without demonstrations, or --resume")
     return E.load(out / FILE)
+
+
+@contextlib.contextmanager
+def taken(out: Path) -> Iterator[None]:
+    """Within it the directory is this process's alone; left without anything it goes again.  Raises `RunError`."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / ".lock"
+    try:
+        lock = hold(path)
+    except BlockingIOError as error:
+        raise RunError(f"{out} is in use by another process") from error
+    try:
+        yield
+    finally:
+        if not any(found != path for found in out.iterdir()):
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        lock.close()
 
 
 def made_with(args: TaskFlags) -> dict[str, Any]:

@@ -39,10 +39,10 @@ CURVES = (
 
 MEANING = {
     "before": "the planner as it was",
-    "untrained": "the same weights with the quieter first sample from which fine-tuning starts: nothing is learned yet",
+    "untrained": "the same weights, sampled as fine-tuning starts (first sample, noise of the steps): nothing is learned yet",
     "untrained, sampled as after": "the same weights, sampled as what was learned: still nothing is learned",
     "planner alone": "the planner that was learned, under the controller as it was",
-    "after": "everything that was learned",
+    "after": "what was learned: the last iteration, or the one that --keep best chose",
 }
 CHOSEN = {"final_std": "The std of the first sample", "final_noise": "The share of the exploration noise that stays"}
 

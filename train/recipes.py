@@ -354,6 +354,7 @@ def scratch(s: Settings) -> list[Step]:
     ]
 
 
+SHIPPED = ("joint", "ood", "dsrl")  # tables that start from a shipped planner
 ON_GYM = ("gym", "dsrl")  # tables that gym tasks have
 RECIPES: dict[str, Callable[[Settings], list[Step]]] = {
     "imitation": imitation,

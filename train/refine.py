@@ -169,8 +169,11 @@ def quieter(weights: dict[str, Any], share: float) -> dict[str, Any]:
     return {**weights, "actor": {**actor, "log_std": actor["log_std"] + jnp.log(jnp.float32(share))}}
 
 
-def run_refine(args: RefineArgs) -> dict[str, Any]:
-    """Evaluates, refines, evaluates again on the same starts; writes the planner and both parts of the controller."""
+def run_refine(args: RefineArgs, command: str = "refine") -> dict[str, Any]:
+    """Evaluates, refines, evaluates again on the same starts; writes the planner and both parts of the controller.
+
+    `command` is what report and summary call it.
+    """
     attempt = Attempt(args, "dppo")
     before, stage = attempt.planner, attempt.stage
     assert isinstance(stage, HumanoidStage)  # `RefineArgs` knows no other tasks
@@ -208,7 +211,7 @@ def run_refine(args: RefineArgs) -> dict[str, Any]:
     steps = count * pace.steps
     more = {"planner_alone": only, "start_range": curriculum.scale}
     more |= {"evaluations": on_the_way(args.out), "kept_iteration": kept}
-    return attempt.end("refine", args.dppo.num_envs, result, to_90, second, steps, **more)
+    return attempt.end(command, args.dppo.num_envs, result, to_90, second, steps, **more)
 
 
 def learned_by(state: joint.JointState) -> dict[str, Any]:

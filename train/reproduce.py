@@ -20,14 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from envs.physics import available
+from envs.physics import available, resolve
+from envs.tasks.catalog import make_task
 from rdp_jax.config import ConfigError, difference, to_dict
 from rdp_jax.metrics import read_rows
 from rdp_jax.runs import ENDED, new_directory, read_json, write_json
 from train import child, output
 from train.args import ReproduceArgs
 from train.names import GYM_TASKS
-from train.recipes import ON_GYM, RECIPES, SHARED, Settings, Step
+from train.recipes import ON_GYM, RECIPES, SHARED, SHIPPED, Settings, Step
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LEAST_MINUTES = 0.01  # that a learning command takes
@@ -43,6 +44,8 @@ def steps_of(args: ReproduceArgs, seed: int) -> list[Step]:
     if (args.task in GYM_TASKS and args.name not in ON_GYM) or (args.name == "gym" and args.task not in GYM_TASKS):
         allowed = " | ".join(GYM_TASKS) if args.name == "gym" else "a task of the T1"
         raise ConfigError("task", args.task, allowed)
+    if ":" in args.task and args.name in SHIPPED:
+        raise ConfigError("task", args.task, "a task with shipped weights, from which this table starts")
     settings = Settings(args.task, seed, args.trials, args.minutes, args.wide, args.preset, args.iterations)
     more = () if args.backend == "auto" else ("--backend", args.backend)
     steps = [dataclasses.replace(step, words=(*step.words, *more)) for step in RECIPES[args.name](settings)]
@@ -111,7 +114,8 @@ def done(folder: Path) -> dict[str, Any] | None:
     """The summary in a step's directory; None if there is none, or a signal cut the step short."""
     path = folder / "summary.json"
     found: dict[str, Any] | None = read_json(path) if path.is_file() else None
-    return None if found is None or found["metrics"].get("stopped_by") else found
+    metrics = found.get("metrics") if isinstance(found, dict) else None
+    return found if isinstance(metrics, dict) and not metrics.get("stopped_by") else None
 
 
 def going_on(words: list[str], left: Path) -> list[str]:
@@ -237,6 +241,10 @@ def run_reproduce(args: ReproduceArgs) -> dict[str, Any]:
     if args.list:
         listed = [f"rdp {shlex.join(command(s, out / f'seed-{seed}'))}" for seed, plan in plans.items() for s in plan]
         return _summary(args, start, {"commands": list(dict.fromkeys(listed))}, 0)
+    if args.task not in GYM_TASKS:
+        make_task(args.task)
+    if args.backend != "auto":
+        resolve(args.backend)
     remember(args, out)
     rows: dict[str, dict[str, Any]] = {}
     found: dict[tuple[str, str], list[float | None]] = {}

@@ -13,7 +13,7 @@ from rdp_jax.algos.joint import Schedule, controller_ppo
 from rdp_jax.algos.ppo import PPOConfig
 from rdp_jax.config import ConfigError, chosen, left_out, ranged
 from rdp_jax.diffusion.schedule import DiffusionConfig
-from rdp_jax.nets.build import GAUSSIAN, NetConfig
+from rdp_jax.nets.build import FIELDS, GAUSSIAN, NetConfig
 from rdp_jax.planner import PlannerConfig
 from train.args import (
     BACKENDS,
@@ -261,6 +261,12 @@ class PretrainArgs(Resumable, TaskFlags):
             raise ConfigError("observations", self.observations, "left out (the data are no .hdf5 file)")
         unused = "diffusion" if self.net in GAUSSIAN else "gaussian"
         as_usual(self, "planner", False, f"it is not about --net {self.net}", only=(unused,))
+        usual = type(self).defaults(self.preset).planner.net
+        for name in sorted({f.name for f in dataclasses.fields(usual)} - {"kind", "dtype", *FIELDS[self.net]}):
+            if getattr(self.planner.net, name) != getattr(usual, name):
+                raise ConfigError(
+                    f"planner.net.{name}", getattr(self.planner.net, name), f"left out (no --net {self.net} has it)"
+                )
 
 
 def task_dppo(preset: str) -> DPPOConfig:
@@ -490,7 +496,11 @@ class RefineArgs(LearnedSampling, TaskFlags):
         """These arguments with `dppo.num_envs` equal to `num_envs`, iterations of the schedule if none were given, and the
         controller beside the planner."""
         found = self.under_controller_of(self.planner)
-        found = dataclasses.replace(found, iterations=self.iterations or self.schedule.iterations)
+        # What no flag sets and nobody reads must not stand against what flags say.
+        ours = self.controller
+        between = min(max(ours.init_std, ours.min_std), ours.max_std)
+        ours = dataclasses.replace(ours, num_envs=ours.shuffle_groups, unroll_length=ours.minibatches, init_std=between)
+        found = dataclasses.replace(found, iterations=self.iterations or self.schedule.iterations, controller=ours)
         if found.num_envs is None:
             return dataclasses.replace(found, num_envs=found.dppo.num_envs)
         return dataclasses.replace(found, dppo=dataclasses.replace(found.dppo, num_envs=found.num_envs))

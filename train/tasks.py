@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
@@ -263,7 +264,7 @@ class GymStage:
 
 def return_report(returns: np.ndarray) -> dict[str, Any]:
     """Mean return with a 95 % interval of the mean."""
-    half = 1.96 * float(returns.std(ddof=1)) / len(returns) ** 0.5 if len(returns) > 1 else 0.0
+    half = 1.96 * float(returns.std(ddof=1)) / len(returns) ** 0.5 if len(returns) > 1 else math.nan
     mean = float(returns.mean())
     return {"trials": len(returns), "return": mean, "return_ci95": [mean - half, mean + half], "score": mean}
 

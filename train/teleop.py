@@ -16,7 +16,7 @@ from envs.tasks.command import ACTION_LAYOUT
 from envs.tasks.hierarchy import Hierarchy
 from rdp_jax.data import episodes as E
 from train import output
-from train.demonstrations import FILE, check_recipe, from_played, held, made_with, noted, recipe_of
+from train.demonstrations import FILE, check_recipe, from_played, held, made_with, noted, recipe_of, taken
 from train.rollouts import Played
 from train.task_args import TeleopArgs
 from train.tasks import HumanoidStage
@@ -96,8 +96,17 @@ class Shelf:
 
 
 def run_teleop(args: TeleopArgs) -> dict[str, Any]:
-    """Serves the page until enough episodes are kept, or the person has had enough."""
+    """Serves the page until enough episodes are kept, or the person has had enough.
+
+    Raises `RunError` where another process fills the directory.
+    """
     start = time.monotonic()
+    assert args.out is not None
+    with taken(args.out):
+        return _serve(args, start)
+
+
+def _serve(args: TeleopArgs, start: float) -> dict[str, Any]:
     shelf = Shelf(args)
     listening = listen(args.port)
     try:

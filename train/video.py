@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,19 +83,43 @@ def write_video(
     return Video(None, None, "; ".join(reasons))
 
 
+_drawing: set[subprocess.Popen[str]] = set()
+
+
+def stop_drawing() -> None:
+    """Ends what is being drawn, in whatever thread; there will be no video then, and a reason."""
+    for child in tuple(_drawing):
+        _stop(child)
+
+
+def _stop(child: subprocess.Popen[str]) -> None:
+    """With the encoder that it has started: both are in a session of their own."""
+    _drawing.discard(child)
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
 def _draw_apart(job: Path, backend: str, timeout_s: float) -> str:
     """Runs `_draw` in another process; empty, or why there is no video."""
     env = dict(os.environ, MUJOCO_GL="disabled" if backend == RAYS else backend, PYOPENGL_PLATFORM=backend)
     command = [sys.executable, "-P", str(Path(__file__).resolve()), str(job)]
+    child = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    _drawing.add(child)
     try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
+        _, told = child.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         return f"not done after {timeout_s:g} s"
-    if done.returncode == 0 and (job / "video.mp4").exists():
+    finally:
+        _stop(child)
+    if child.returncode == 0 and (job / "video.mp4").exists():
         return ""
     # The first error is the cause: those after it follow from it.
-    error = re.search(r"^[\w.]*(?:Error|Exception): .*", done.stderr, re.MULTILINE)
-    last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+    error = re.search(r"^[\w.]*(?:Error|Exception): .*", told, re.MULTILINE)
+    last = told.strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
     return (error.group() if error else last[0])[:300]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from typing import Any
@@ -45,9 +46,14 @@ def make_task(name: str) -> Task:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError("task", name, f"a class that can be imported from {os.getcwd()} ({error})") from error
-    if not hasattr(found, attribute):
+    made = getattr(found, attribute, None)
+    if not isinstance(made, type):
         raise ConfigError("task", name, f"a class of the module {module!r}")
-    task: Task = getattr(found, attribute)()
+    try:
+        inspect.signature(made).bind()
+    except TypeError as error:
+        raise ConfigError("task", name, f"a class that is made without arguments ({error})") from error
+    task: Task = made()
     wanted = [*Task.__annotations__, *(member for member in vars(Task) if not member.startswith("_"))]
     missing = [member for member in wanted if not hasattr(task, member)]
     if missing:

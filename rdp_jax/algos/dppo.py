@@ -135,7 +135,9 @@ class DPPOConfig:
         (256, 256, 256), 1, 65536, "hidden widths of the critic: an odd number, all equal"
     )
     reset_pool: int = ranged(64, 1, 2**20, "fresh starts per iteration")
-    shuffle_groups: int = ranged(4, 1, 4096, "blocks of environments shuffled apart; a multiple of the device count")
+    shuffle_groups: int = ranged(
+        4, 1, 4096, "blocks of environments shuffled apart; commands raise it to a multiple of the devices"
+    )
     matmul_precision: str = chosen("highest", ("default", "high", "highest"), "precision of float32 products")
 
     @property

@@ -65,7 +65,9 @@ class PPOConfig:
         metadata={"help": "keep the policy's statistics of its observations as they are (the critic's move)"},
     )
     reset_pool: int = ranged(64, 1, 2**20, "fresh starts per iteration")
-    shuffle_groups: int = ranged(4, 1, 4096, "blocks of environments shuffled apart; a multiple of the device count")
+    shuffle_groups: int = ranged(
+        4, 1, 4096, "blocks of environments shuffled apart; commands raise it to a multiple of the devices"
+    )
     matmul_precision: str = chosen("highest", ("default", "high", "highest"), "precision of float32 products")
 
     def check(self) -> None:
@@ -80,6 +82,8 @@ class PPOConfig:
         if self.epochs * self.minibatches == 1 and self.lr_min < self.lr_max:  # the KL is seen before a step
             allowed = f"lr_max={self.lr_max} where an iteration is one gradient step (epochs, minibatches)"
             raise ConfigError("lr_min", self.lr_min, allowed)
+        if self.min_std > self.max_std:
+            raise ConfigError("min_std", self.min_std, f"at most max_std={self.max_std}")
         if not self.min_std <= self.init_std <= self.max_std:
             raise ConfigError("init_std", self.init_std, f"{self.min_std} .. {self.max_std} (min_std .. max_std)")
 

@@ -49,32 +49,39 @@ def load_robomimic(path: Path, keys: Keys = ()) -> Episodes:
         file = h5py.File(path, "r")
     except OSError as error:
         raise DataError(f"{path}: no HDF5 file: {error}") from error
-    with file:
-        if not _is_group(file, "data") or not len(file["data"]):
-            raise DataError(f"{path}: no group data/ with episodes in it")
-        names = sorted(file["data"], key=lambda name: (len(name), name))
-        for name in names:
-            for group in (f"data/{name}", f"data/{name}/obs"):
-                if not _is_group(file, group):
-                    raise DataError(f"{path}: episode {name}, {group}: no group")
-        obs, action, reward, success = [], [], [], []
-        found = [] if keys and not callable(keys) else _low_dimensional(path, names[0], file["data"][names[0]])
-        chosen = list(keys(found) if callable(keys) else keys) or found
-        for name in names:
-            demo = file["data"][name]
-            parts = [_array(path, name, demo, f"obs/{key}", 2) for key in chosen]
-            acted = _array(path, name, demo, "actions", 2)
-            for key, part in zip(chosen, parts, strict=True):
-                if len(part) != len(acted):
-                    wanted = f"({len(acted)}, ...) as actions"
-                    raise DataError(f"{path}: episode {name}, obs/{key}: shape {part.shape}, expected {wanted}")
-            paid = _array(path, name, demo, "rewards", 1) if "rewards" in demo else np.zeros(len(acted))
-            if len(paid) != len(acted):
-                raise DataError(f"{path}: episode {name}, rewards: shape {paid.shape}, expected ({len(acted)},)")
-            obs.append(np.concatenate(parts, axis=1))
-            action.append(acted)
-            reward.append(paid)
-            success.append(bool(paid.max() > 0.0) if "rewards" in demo else True)
+    try:
+        with file:
+            return _robomimic(file, path, keys)
+    except (KeyError, RuntimeError, OSError) as error:  # of h5py, for what it finds inside
+        raise DataError(f"{path}: a damaged HDF5 file: {error}") from error
+
+
+def _robomimic(file: Any, path: Path, keys: Keys) -> Episodes:
+    if not _is_group(file, "data") or not len(file["data"]):
+        raise DataError(f"{path}: no group data/ with episodes in it")
+    names = sorted(file["data"], key=lambda name: (len(name), name))
+    for name in names:
+        for group in (f"data/{name}", f"data/{name}/obs"):
+            if not _is_group(file, group):
+                raise DataError(f"{path}: episode {name}, {group}: no group")
+    obs, action, reward, success = [], [], [], []
+    found = [] if keys and not callable(keys) else _low_dimensional(path, names[0], file["data"][names[0]])
+    chosen = list(keys(found) if callable(keys) else keys) or found
+    for name in names:
+        demo = file["data"][name]
+        parts = [_array(path, name, demo, f"obs/{key}", 2) for key in chosen]
+        acted = _array(path, name, demo, "actions", 2)
+        for key, part in zip(chosen, parts, strict=True):
+            if len(part) != len(acted):
+                wanted = f"({len(acted)}, ...) as actions"
+                raise DataError(f"{path}: episode {name}, obs/{key}: shape {part.shape}, expected {wanted}")
+        paid = _array(path, name, demo, "rewards", 1) if "rewards" in demo else np.zeros(len(acted))
+        if len(paid) != len(acted):
+            raise DataError(f"{path}: episode {name}, rewards: shape {paid.shape}, expected ({len(acted)},)")
+        obs.append(np.concatenate(parts, axis=1))
+        action.append(acted)
+        reward.append(paid)
+        success.append(bool(paid.max() > 0.0) if "rewards" in demo else True)
     metadata = {"recipe": {"format": "robomimic", "file": path.name}, "observations": chosen}
     return from_lists(obs, action, reward, success, range(len(obs)), metadata=metadata, where=str(path))
 
@@ -96,7 +103,7 @@ def _array(path: Path, episode: str, demo: Any, key: str, ndim: int) -> np.ndarr
         raise DataError(f"{path}: episode {episode}, {key}: missing")
     try:
         value = np.asarray(demo[key], np.float32)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DataError(f"{path}: episode {episode}, {key}: not an array of numbers: {error}") from error
     if value.ndim != ndim or not len(value):
         wanted = "(steps, width)" if ndim == 2 else "(steps,)"

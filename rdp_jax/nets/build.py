@@ -19,6 +19,16 @@ GAUSSIAN = ("lstm", "gaussian-mlp")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+FIELDS = {
+    "dit": ("width", "depth", "heads"),
+    "mlp": ("sizes", "time_dim", "activation"),
+    "unet": ("width", "depth", "time_dim"),
+    "lstm": ("sizes",),
+    "gaussian-mlp": ("sizes",),
+}
+"""What of a `NetConfig` each kind has, beside `dtype`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class NetConfig:
     """The network of a planner."""

@@ -102,6 +102,24 @@ def test_bad_robomimic_files_are_refused(change, said, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "error", [KeyError("message not aligned"), RuntimeError("bad heap"), OSError("wrong checksum")]
+)
+def test_a_damaged_robomimic_file_is_refused(error, tmp_path, monkeypatch):
+    """h5py finds some damage only where it is read, and says so in many ways."""
+    robomimic(tmp_path / "bad.hdf5", lambda d: None)
+
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr("h5py.Dataset.__array__", broken)
+    with pytest.raises(DataError, match=f"bad.hdf5: .*{error.args[0]}"):
+        load_robomimic(tmp_path / "bad.hdf5")
+    monkeypatch.setattr("h5py.Group.__getitem__", broken)
+    with pytest.raises(DataError, match=f"bad.hdf5: a damaged HDF5 file: .*{error.args[0]}"):
+        load_robomimic(tmp_path / "bad.hdf5")
+
+
+@pytest.mark.parametrize(
     ("arrays", "said"),
     [
         ({"data": 3}, "no group data/ with episodes in it"),

@@ -117,7 +117,7 @@ def test_killed_between_checkpoints(go, straight, tmp_path):
     assert timeless(lines(tmp_path)) == timeless(lines(straight[1]))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_saves_first(go, straight, tmp_path, number):
     before = signal.getsignal(number)
     result = go(tmp_path, 6, progress=lambda p: os.kill(os.getpid(), number) if p.iteration == 2 else None)

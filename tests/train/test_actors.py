@@ -66,6 +66,22 @@ def test_steering_comes_back(planner, tmp_path):
     )
 
 
+def test_what_was_learned_for_another_planner_is_refused(planner, tmp_path):
+    obs_dim = planner.config.history * planner.dims.frame
+    width = obs_dim + planner.config.executed * planner.dims.action
+    net = GaussianActor(planner.dims.action, (8,)).init(jax.random.key(0), jnp.zeros((1, width + 1)))["params"]
+    save_weights(tmp_path / CORRECTION, {"actor": net, "normalizer": normalize.create(width + 1)}, {"scale": 0.1})
+    with pytest.raises(CheckpointError, match=r"residual.safetensors does not fit the planner beside it: "):
+        find_actor(tmp_path, planner)
+    (tmp_path / CORRECTION).unlink()
+    config, base = task_dsrl("cpu"), PlannerBase(planner.config, planner.dims)
+    actor = dsrl.Networks(config, base, 5).init(jax.random.key(1), planner.bundle, obs_dim)["actor"]
+    cut = jax.tree.map(lambda x: x[:-1] if x.ndim == 2 else x, actor)
+    save_weights(tmp_path / NOISE_ACTOR, {"actor": cut}, {"config": {"dsrl": to_dict(config), "ddim_steps": None}})
+    with pytest.raises(CheckpointError, match=r"noise_actor.safetensors does not fit the planner beside it: "):
+        find_actor(tmp_path, planner)
+
+
 def test_a_correction_comes_back(planner, tmp_path):
     width = planner.config.history * planner.dims.frame + planner.config.executed * planner.dims.action
     net = GaussianActor(planner.dims.action, (8,)).init(jax.random.key(0), jnp.zeros((1, width)))["params"]

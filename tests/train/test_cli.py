@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from rdp_jax.algos.ppo import PPOConfig
 from rdp_jax.checkpoint import CheckpointError
-from rdp_jax.config import ConfigError
+from rdp_jax.config import ConfigError, validate
 from rdp_jax.runs import RunError
 from train import cli
 from train.args import Common
 from train.controller_args import PRESETS, TrainArgs
+from train.demo import refine_args
 from train.output import SUMMARY_KEYS
+from train.task_args import DemoArgs
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -108,7 +110,15 @@ BAD = [
     ("pretrain --data README.md --planner.net.kind mlp", ("--planner.net.kind",)),
     ("reproduce success --wide 2", ("--wide", "2.0", "ood")),
     ("reproduce ood --iterations 5", ("--iterations", "5", "gym")),
-    ("refine --controller.minibatches 7", ("--controller.minibatches:", "got 7", "a divisor of")),
+    ("reproduce success --only", ("--only", "one value or more")),
+    ("finetune --final-std --trials 3", ("--final-std", "one value or more")),
+    ("pretrain --data README.md --planner.net.sizes 16", ("--planner.net.sizes", "(16,)", "no --net dit has it")),
+    (
+        "pretrain --data README.md --net lstm --planner.net.depth 8",
+        ("--planner.net.depth", "8", "no --net lstm has it"),
+    ),
+    ("refine --controller.min-std 3", ("--controller.min-std", "3.0", "at most max_std=2.0")),
+    ("refine --dppo.minibatches 7", ("--dppo.minibatches:", "got 7", "a divisor of")),
     ("bench nothing", ("nothing", "physics")),
     ("bench", ("scenario", "physics")),
     ("doctor --backend cuda", ("--backend", "cuda", "native", "mjx")),
@@ -345,6 +355,26 @@ def test_every_setting_of_ppo_is_a_flag_with_default_and_range(capfd):
     assert "--ppo.num-envs" not in text
     assert "discount per step [0 .. 1] (default: 0.98)" in text
     assert "stop after this much wall clock even if iterations are left [0.01 .. 100000, in min]" in text
+
+
+def test_what_no_flag_sets_stands_against_no_flag(tmp_path, capfd):
+    """Of the controller's PPO only some is used, and only that is checked."""
+    assert cli.main(["refine", "--controller.minibatches", "7", "--out", str(tmp_path / "out")]) == 2
+    assert "--controller.minibatches: got 7, allowed: a divisor of 15360 samples" in capfd.readouterr().err
+    groups = "--num-envs 260 --recorded 65 --dppo.shuffle-groups 5 --dppo.minibatches 5"
+    found = parse(f"refine {groups} --controller.shuffle-groups 5 --controller.minibatches 5")
+    assert found.controller.shuffle_groups == 5 and found.dppo.num_envs == 260
+    assert parse("refine --controller.max-std 0.39").controller.max_std == 0.39
+    assert parse("refine --controller.minibatches 3 --schedule.rehearsals 0").controller.minibatches == 3
+
+
+@pytest.mark.parametrize(("devices", "groups"), [(1, 4), (2, 4), (4, 4), (8, 8), (3, 6)])
+def test_defaults_divide_over_any_number_of_devices(devices, groups, monkeypatch, tmp_path):
+    monkeypatch.setattr("jax.devices", lambda: [None] * devices)
+    args = cli.placed(command("refine"), parse(f"refine --num-envs 240 --recorded 120 --out {tmp_path}"))
+    assert args.dppo.shuffle_groups == args.controller.shuffle_groups == groups
+    assert args == validate(args.resolved())
+    assert refine_args(DemoArgs(num_envs=48), tmp_path).dppo.shuffle_groups == groups
 
 
 def test_num_envs_is_one_setting():

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +14,7 @@ from train import collect
 from train.cli import main
 from train.collect import _previous
 from train.controller import shipped
-from train.demonstrations import FILE, recipe_of
+from train.demonstrations import FILE, recipe_of, taken
 from train.pretrain import load_demonstrations
 from train.task_args import CollectArgs, PretrainArgs
 
@@ -89,3 +91,15 @@ def test_a_gym_task_says_what_a_t1_task_says(tmp_path, monkeypatch):
     assert found.items() >= {"episodes": 2, "kept": 2, "steps": 6, "mean_length": 3.0, **learned}.items()
     assert found.keys() >= collect._metrics(EPISODES, 2).keys()
     assert found["expert_success_rate"] is found["expert_success_ci95"] is None
+
+
+def test_two_at_once_do_not_write_to_one_place(tmp_path, capsys):
+    with taken(tmp_path / "out"):
+        # Locks are those of a process: who asks here is another one.
+        code = f"from pathlib import Path\nfrom train.demonstrations import taken\nwith taken(Path({str(tmp_path / 'out')!r})): pass"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert other.returncode == 1 and "RunError" in other.stderr and "in use by another process" in other.stderr
+    assert not (tmp_path / "out").exists()  # nothing was put there
+    with taken(tmp_path / "out"):
+        (tmp_path / "out" / "file").touch()
+    assert (tmp_path / "out" / "file").exists()

@@ -66,6 +66,8 @@ def test_its_world_is_one_for_both_engines():
         ("nowhere:Button", "No module named 'nowhere'"),
         ("button:Knob", "a class of the module 'button'"),
         ("json:JSONDecoder", "no name, seconds, scene"),
+        ("json:loads", "a class of the module 'json'"),
+        ("button:ButtonExpert", "made without arguments"),
         ("button", "MODULE:CLASS"),
     ],
 )
@@ -88,6 +90,17 @@ def test_without_an_expert_it_can_be_demonstrated_by_hand_only():
     with pytest.raises(ConfigError, match="a method `expert`"):
         make_expert(NAME, Silent())
     assert set(EXPERTS) == set(TASKS) == set(PASSES)
+
+
+@pytest.mark.parametrize("table", ["joint", "ood", "dsrl"])
+def test_tables_that_start_from_what_is_shipped_are_refused(table, tmp_path, capsys):
+    assert main(["reproduce", table, "--task", NAME, "--out", str(tmp_path / "out")]) == 2
+    assert "--task" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_table_of_no_task_is_refused_before_its_directory_is_made(tmp_path, capsys):
+    assert main(["reproduce", "success", "--task", "nowhere:Button", "--out", str(tmp_path / "out")]) == 2
+    assert "--task" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_tables_know_no_passes_of_it(capsys):

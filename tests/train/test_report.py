@@ -1,16 +1,21 @@
 """Reports and replays: one file that stands alone, poses that survive the packing, no overwrite by accident."""
 
 import base64
+import concurrent.futures
 import html.parser
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 
 import mujoco
 import numpy as np
 import pytest
 
+from train import video
 from train.replay import Caption, Marker, Replay, body_poses, decode
 from train.report import ASSETS, EXTERNAL, SCRIPTS, Metric, Report, format_number
 from train.video import BACKENDS, RAYS, write_video
@@ -308,6 +313,21 @@ def test_video_names_its_reason(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="even"):
         write_video(tmp_path / "v.mp4", model, walk(model, 3), 25.0, (63, 48))
+
+
+def test_a_drawing_that_is_stopped_leaves_nobody_behind(model, tmp_path):
+    """Neither the process that draws nor the encoder that it starts."""
+    frames = walk(model, 4000)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        future = pool.submit(write_video, tmp_path / "v.mp4", model, frames, 25.0, (320, 240), backends=(RAYS,))
+        while not video._drawing:
+            time.sleep(0.05)
+        (child,) = video._drawing
+        video.stop_drawing()
+        assert not future.result(timeout=20.0)
+    assert child.returncode == -signal.SIGKILL and list(tmp_path.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
 
 
 @pytest.mark.parametrize("backends", [BACKENDS, (RAYS,)])
