@@ -141,11 +141,14 @@ class Demo:
         future = executor.submit(work)
         executor.shutdown(wait=False)
         with _status(label) as say:
-            while not concurrent.futures.wait([future], timeout=0.2).done:
-                say(f"{label}  {output.duration(time.monotonic() - began)}")
-                if self.stop.received is not None:
-                    stop_drawing()
-                    raise Interrupted
+            try:
+                while not concurrent.futures.wait([future], timeout=0.2).done:
+                    say(f"{label}  {output.duration(time.monotonic() - began)}")
+                    if self.stop.received is not None:
+                        raise Interrupted
+            except BaseException:
+                stop_drawing()  # else the process could not end before the drawing does
+                raise
         return future.result()
 
     def _key(self, number: int) -> jax.Array:

@@ -64,7 +64,7 @@ def write_video(
     tracked(model, track)
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    reasons = []
+    reasons, stops = [], len(_stops)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         job = Path(folder)
         mujoco.mj_saveModel(model, str(job / "model.mjb"))
@@ -79,15 +79,19 @@ def write_video(
             if not reason:
                 os.replace(job / "video.mp4", path)
                 return Video(path, backend)
+            if len(_stops) > stops:
+                return Video(None, None, "stopped")
             reasons.append(f"{backend}: {reason}")
     return Video(None, None, "; ".join(reasons))
 
 
 _drawing: set[subprocess.Popen[str]] = set()
+_stops: list[None] = []  # an entry for each `stop_drawing`
 
 
 def stop_drawing() -> None:
-    """Ends what is being drawn, in whatever thread; there will be no video then, and a reason."""
+    """Ends what is being drawn, in whatever thread; there will be no video then, and no other way of drawing is tried."""
+    _stops.append(None)
     for child in tuple(_drawing):
         _stop(child)
 

@@ -319,12 +319,12 @@ def test_a_drawing_that_is_stopped_leaves_nobody_behind(model, tmp_path):
     """Neither the process that draws nor the encoder that it starts."""
     frames = walk(model, 4000)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        future = pool.submit(write_video, tmp_path / "v.mp4", model, frames, 25.0, (320, 240), backends=(RAYS,))
+        future = pool.submit(write_video, tmp_path / "v.mp4", model, frames, 25.0, (320, 240), backends=(RAYS, RAYS))
         while not video._drawing:
             time.sleep(0.05)
         (child,) = video._drawing
         video.stop_drawing()
-        assert not future.result(timeout=20.0)
+        assert future.result(timeout=20.0).reason == "stopped"
     assert child.returncode == -signal.SIGKILL and list(tmp_path.iterdir()) == []
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)
