@@ -31,8 +31,10 @@ def make_mesh(devices: int | None = None) -> Mesh | None:
 
 
 def over_devices(config: C, count: int | None = None) -> C:
-    """`config` with its `shuffle_groups`, and those of configs in it, raised to a multiple of the devices (`count`, or all)."""
-    count = len(jax.devices()) if count is None else count
+    """`config` with its `shuffle_groups`, and those of configs in it, raised to a multiple of the devices (`count`, or all).
+
+    One without any does not touch the devices.
+    """
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
@@ -40,8 +42,10 @@ def over_devices(config: C, count: int | None = None) -> C:
             raised: Any = over_devices(value, count)
             if raised is not value:
                 changes[field.name] = raised
-        elif field.name == "shuffle_groups" and value % count:
-            changes[field.name] = -(-value // count) * count
+        elif field.name == "shuffle_groups":
+            devices = count or len(jax.devices())
+            if value % devices:
+                changes[field.name] = -(-value // devices) * devices
     return dataclasses.replace(config, **changes) if changes else config  # type: ignore[type-var]
 
 

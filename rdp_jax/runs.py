@@ -235,7 +235,8 @@ class StopSignal:
     """Within it, SIGTERM, SIGINT and SIGHUP (a lost terminal) only set `received`, so that the iteration under way can finish and
     be saved.
 
-    A second signal acts as it did before.  Works in the main thread only; elsewhere it changes nothing.
+    A second one acts as it did before, a second SIGTERM ends the process.  Works in the main thread only; elsewhere it changes
+    nothing.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -248,6 +249,8 @@ class StopSignal:
         del frame
         self.received = number
         self._restore()
+        if number == signal.SIGTERM:  # at once, and not only when a compiled call returns
+            signal.signal(number, signal.SIG_DFL)
 
     def _restore(self) -> None:
         for number, handler in self._old.items():

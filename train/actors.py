@@ -56,6 +56,6 @@ def _fitting(actor: Any, weights: tuple[Any, Any], planner: Planner, path: Path)
     try:
         jax.eval_shape(actor.act, *weights, obs, keys)
     except (AssertionError, TypeError, ValueError, KeyError, FlaxError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{path} does not fit the planner beside it: {reason}") from error
     return actor, weights

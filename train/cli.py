@@ -299,7 +299,7 @@ def _check_words(words: Sequence[str], cls: type) -> None:
     """Raises `ConfigError` for a flag given an empty value: as a path it would be the current directory; as a list, left out."""
     lists = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(cls) if "tuple[" in str(f.type)}
     for word, after in itertools.zip_longest(words, words[1:]):
-        if word in lists and (after is None or after.startswith("--")):
+        if word.replace("_", "-") in lists and (after is None or after.startswith("--")):
             raise ConfigError(word, "nothing", "one value or more")
     for word, after in itertools.zip_longest(words, words[1:]):
         flag, equals, value = word.partition("=")
@@ -365,8 +365,9 @@ def placed(command: Command, args: Any) -> Any:
     """
     _load("rdp_jax.runs:git_revision")()  # which the summary names; by then the tree may be another
     spread = _load("rdp_jax.parallel:over_devices")(args)
-    if spread is not args:  # what is shuffled apart has to divide over the devices
-        args = validate(spread.resolved() if hasattr(spread, "resolved") else spread)
+    if spread is not args:
+        # What the learners make of it they check themselves; flags have been checked as they were given.
+        args = spread.resolved() if hasattr(spread, "resolved") else spread
     if not isinstance(args, Resumable) or args.out is not None:
         return args
     out = _load("rdp_jax.runs:new_directory")(command.name.replace(" ", "-"))
@@ -435,10 +436,18 @@ def run(command: Command, words: Sequence[str]) -> int:
     return 0
 
 
+def _terminated(number: int, frame: Any) -> None:
+    """As Ctrl-C, so that what is under way is cleared up; a second SIGTERM ends the process where it is."""
+    del frame
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `rdp`; returns the exit status."""
     if argv is None:  # the process is ours
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is under way is cleared up
+        if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, _terminated)
         keep_freed()
         keep_programs()
         exact_products()

@@ -86,7 +86,8 @@ def held(out: Path, resume: bool) -> E.Episodes | None:
 
 @contextlib.contextmanager
 def taken(out: Path) -> Iterator[None]:
-    """Within it the directory is this process's alone; left without anything it goes again.  Raises `RunError`."""
+    """Within it the directory is this process's alone; made for it and left empty it goes again.  Raises `RunError`."""
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     path = out / ".lock"
     try:
@@ -99,7 +100,8 @@ def taken(out: Path) -> Iterator[None]:
         if not any(found != path for found in out.iterdir()):
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                out.rmdir()
+                if made:
+                    out.rmdir()
         lock.close()
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.physics import available, resolve
+from envs.physics import available
 from envs.tasks.catalog import make_task
 from rdp_jax.config import ConfigError, difference, to_dict
 from rdp_jax.metrics import read_rows
@@ -243,8 +243,6 @@ def run_reproduce(args: ReproduceArgs) -> dict[str, Any]:
         return _summary(args, start, {"commands": list(dict.fromkeys(listed))}, 0)
     if args.task not in GYM_TASKS:
         make_task(args.task)
-    if args.backend != "auto":
-        resolve(args.backend)
     remember(args, out)
     rows: dict[str, dict[str, Any]] = {}
     found: dict[tuple[str, str], list[float | None]] = {}

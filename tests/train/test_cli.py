@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rdp_jax.algos.ppo import PPOConfig
 from rdp_jax.checkpoint import CheckpointError
-from rdp_jax.config import ConfigError, validate
+from rdp_jax.config import ConfigError
 from rdp_jax.runs import RunError
 from train import cli
 from train.args import Common
@@ -373,8 +373,26 @@ def test_defaults_divide_over_any_number_of_devices(devices, groups, monkeypatch
     monkeypatch.setattr("jax.devices", lambda: [None] * devices)
     args = cli.placed(command("refine"), parse(f"refine --num-envs 240 --recorded 120 --out {tmp_path}"))
     assert args.dppo.shuffle_groups == args.controller.shuffle_groups == groups
-    assert args == validate(args.resolved())
+    assert args == args.resolved()
+    for line in (
+        "finetune",
+        "finetune --algo residual",
+        "refine --schedule.controller-iterations 0",
+        "controller train",
+    ):
+        name = " ".join(line.split()[:2]) if line.startswith("controller") else line.split()[0]
+        spread = cli.placed(command(name), parse(f"{line} --out {tmp_path}"))
+        used = spread.ppo if name == "controller train" else spread.residual if "residual" in line else spread.dppo
+        assert used.shuffle_groups == groups
     assert refine_args(DemoArgs(num_envs=48), tmp_path).dppo.shuffle_groups == groups
+
+
+def test_only_what_learns_asks_for_devices(monkeypatch, tmp_path):
+    """A table must not hold them while its steps learn, nor a benchmark before it has set up its threads."""
+    monkeypatch.setattr("jax.devices", lambda: pytest.fail("asked"))
+    for line in ("reproduce success", "bench physics", "eval"):
+        name = line.split()[0]
+        assert cli.placed(command(name), parse(f"{line} --out {tmp_path}")).out == tmp_path
 
 
 def test_num_envs_is_one_setting():
