@@ -26,6 +26,7 @@ from rdp_jax.config import difference
 from rdp_jax.metrics import JsonlSink, TensorBoardSink, read_rows
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mujoco", "mujoco-mjx")
+LOCK = ".lock"
 ENDED = "learned.json"
 """Of a run whose learning ended by itself: in which iteration."""
 
@@ -92,6 +93,14 @@ def hold(path: Path) -> IO[str]:
     return file
 
 
+def claim(out: Path) -> IO[str]:
+    """An open file, its `.lock`, that keeps a directory from other processes until it is closed.  Raises `RunError`."""
+    try:
+        return hold(out / LOCK)
+    except BlockingIOError as error:
+        raise RunError(f"{out} is in use by another process") from error
+
+
 def new_directory(name: str) -> Path:
     """Makes a directory under `runs`, so that no other process takes it; if nothing is in it in the end, it goes again."""
     base = Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
@@ -152,19 +161,13 @@ class Run:
             self._check_same()
         else:
             self.out.mkdir(parents=True, exist_ok=True)
-        self._lock = self._taken()
+        self._lock = claim(self.out)
         self._describe(asked or {}, resume)
         self.checkpoints = Checkpointer(self.out / "checkpoints", self.config, keep)
         first = self.checkpoints.latest() or 0
         self._sinks: list[Any] = [JsonlSink(self.out / "metrics.jsonl", keep_until=first if resume else None)]
         if tensorboard:
             self._sinks.append(TensorBoardSink(self.out / "tensorboard"))
-
-    def _taken(self) -> IO[str]:
-        try:
-            return hold(self.out / ".lock")
-        except BlockingIOError as error:
-            raise RunError(f"{self.out} is in use by another process") from error
 
     def _describe(self, asked: dict[str, Any], resume: bool) -> None:
         """Writes `config.json`, or adds to it what a resumption was asked for."""

@@ -17,7 +17,7 @@ from envs.tasks.hierarchy import Hierarchy
 from rdp_jax.checkpoint import fingerprint
 from rdp_jax.config import ConfigError, difference
 from rdp_jax.data import episodes as E
-from rdp_jax.runs import RunError, git_revision, hold, versions
+from rdp_jax.runs import LOCK, claim, git_revision, versions
 from train.rollouts import Played
 from train.task_args import TaskFlags
 from train.tasks import load_controller
@@ -89,16 +89,12 @@ def taken(out: Path) -> Iterator[None]:
     """Within it the directory is this process's alone; made for it and left empty it goes again.  Raises `RunError`."""
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    path = out / ".lock"
-    try:
-        lock = hold(path)
-    except BlockingIOError as error:
-        raise RunError(f"{out} is in use by another process") from error
+    lock = claim(out)
     try:
         yield
     finally:
-        if not any(found != path for found in out.iterdir()):
-            path.unlink(missing_ok=True)
+        if [found.name for found in out.iterdir()] == [LOCK]:
+            (out / LOCK).unlink()
             with contextlib.suppress(OSError):
                 if made:
                     out.rmdir()

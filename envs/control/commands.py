@@ -36,7 +36,7 @@ class CommandRanges:
       hold: seconds between new velocity commands.
       hand_travel, hand_hold: seconds a hand target moves, then rests.
       hand_speed: fastest joint along a path [rad/s]; a longer path takes longer.
-      together: share of moves that both hands make at once, mirrored, where one begins; what is shipped learned with none.
+      together: share of moves that both hands make at once, mirrored, where one begins; what is shipped saw next to none.
     """
 
     vx: tuple[float, float] = (-0.2, 0.4)
@@ -115,7 +115,7 @@ class CommandProcess:
 
     def _posture(self, key: Array, mirrored: Array | bool = False) -> Array:
         """`(14,)` random reachable posture of both arms."""
-        kl, kr = jax.random.split(key, 3)[:2]
+        kl, kr = jax.random.split(key)
         pool = jnp.asarray(self.pool)
         left = pool[jax.random.randint(kl, (), 0, pool.shape[0])]
         right = pool[jax.random.randint(kr, (), 0, pool.shape[0])]
@@ -146,11 +146,11 @@ class CommandProcess:
         elapsed = state.elapsed + 1
         done = elapsed >= state.travel + state.hold
         both = jnp.any(done) & (jax.random.uniform(kb) < r.together)
-        travelled = jnp.where(done, 1.0, gait.quintic(elapsed.astype(jnp.float32) / state.travel))
+        # A hand that is called away sets out from where it is.
+        start = jnp.where(both, self._arms(state.replace(elapsed=elapsed)), state.start)
+        start = jnp.where(jnp.repeat(done, 7), state.goal, start)
         done = done | both
-        each = jnp.repeat(done, 7)
-        goal = jnp.where(each, self._posture(kp, both), state.goal)
-        start = jnp.where(each, state.start + jnp.repeat(travelled, 7) * (state.goal - state.start), state.start)
+        goal = jnp.where(jnp.repeat(done, 7), self._posture(kp, both), state.goal)
         # Minimum jerk peaks at 1.875 times its mean speed.
         distance = jnp.max(jnp.abs(goal - start).reshape(2, 7), axis=1)
         slowest = jnp.ceil(1.875 * distance / (r.hand_speed * CONTROL_DT)).astype(jnp.int32)
@@ -167,11 +167,14 @@ class CommandProcess:
             hold=jnp.where(done, rest, state.hold),
         )
 
+    def _arms(self, state: CommandState) -> Array:
+        """`(14,)` postures on the way."""
+        progress = gait.quintic(state.elapsed.astype(jnp.float32) / state.travel)
+        return state.start + jnp.repeat(progress, 7) * (state.goal - state.start)
+
     def command(self, state: CommandState) -> Command:
         """The present command."""
-        progress = gait.quintic(state.elapsed.astype(jnp.float32) / state.travel)
-        arm_q = state.start + jnp.repeat(progress, 7) * (state.goal - state.start)
-        pos, rot = self.controller.hands_at(arm_q)
+        pos, rot = self.controller.hands_at(self._arms(state))
         return Command(state.velocity, pos, rot, jnp.zeros(2))
 
 

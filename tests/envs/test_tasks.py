@@ -1,5 +1,7 @@
 """Planner environments: the action's meaning, the observation's layout, success and near misses, the expert at work."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -160,6 +162,14 @@ def test_equality_constraints_begin_as_the_model_says(pickup):
     Switching.neq = 1
     with pytest.raises(ConfigError, match="neq=1, allowed: 0, or all 2"):
         equalities(Switching(), model)
+
+
+def test_a_world_s_box_is_the_world_s_own():
+    """`Scene(box=...)` has the controller's environment hold it; a task does with it what it likes."""
+    task = make_task("door")
+    task.scene = dataclasses.replace(task.scene, box=0.25)
+    control = Hierarchy(task, act).control
+    assert control.carry is None and control.model.body("box").id > 0
 
 
 def test_copies_of_one_start_are_disturbed_apart(pickup, start):

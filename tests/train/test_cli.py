@@ -250,6 +250,24 @@ def test_failures_while_running(fail, status, told, capfd):
     assert ("Traceback" in err) == (fail == "bug")
 
 
+def test_sigterm_is_an_interrupt_once(heeds_interrupts):
+    """What is under way is cleared up; the second one does not wait for it."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cli._terminated(signal.SIGTERM, None)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_closed_stderr_is_no_obstacle():
+    code = "from train import cli, output; cli.main(['--help']); output.Progress('x', total=1); print('done')"
+    call = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} 2>&-"
+    done = subprocess.run(["sh", "-c", call], stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "done"
+
+
 def test_process_exits_with_the_status():
     status = subprocess.run(
         [sys.executable, "-m", "train.cli", "doctor", "--nope"], cwd=ROOT, capture_output=True
