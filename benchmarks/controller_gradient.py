@@ -75,7 +75,7 @@ class ControllerGradientArgs(Sampling, TaskFlags):
 
 def gradients(config: ppo.PPOConfig, part: ppo.LearnerState, data: Transition, live: Array) -> tuple[Array, Array]:
     """Of each group of environments, `(GROUPS, P)`, and the critic's share of explained variance `()`."""
-    batch, seen = ppo._prepare(config, None, part, data, live)
+    batch, seen = ppo.prepare(config, None, part, data, live)
     grouped = jax.tree.map(lambda x: x.reshape(x.shape[0], GROUPS, -1, *x.shape[2:]), batch)
 
     def gradient(rows):
@@ -102,7 +102,7 @@ def run_controller_gradient(args: ControllerGradientArgs) -> dict[str, Any]:
     def once(state, pool, key):
         told = params.replace(controller=joint.controller_of(state))
         planner, data, metrics = update.collect(state, told, pool, False)
-        done = jax.vmap(update._watched)(data.terminated | data.truncated)
+        done = jax.vmap(update.watched)(data.terminated | data.truncated)
         parts, found = {}, {}
         for name, part in state.parts.items():
             seen, live = joint.transition(data.extras[1], done, name)

@@ -28,7 +28,15 @@ from rdp_jax.nets.denoiser import DenoiserMLP
 from rdp_jax.planner import Bundle
 
 SHAPE, OBS, TUNED = (4, 3), 11, 10
-MISSING = None if importlib.util.find_spec("torch") else "PyTorch is not installed (pip install '.[bench]')"
+
+
+def torch_missing() -> str | None:
+    """Why PyTorch cannot be timed beside JAX here; None where it can."""
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed (pip install '.[bench]')"
+    if jax.default_backend() != "cpu":
+        return f"the peer computes on a CPU, JAX here on a {jax.default_backend()}: a ratio would compare machines"
+    return None
 
 
 def policy_and_params() -> tuple[DiffusionPolicy, Any]:
@@ -121,7 +129,7 @@ def chain(envs: Sequence[int], cases: Sequence[str]) -> list[Case]:
             lambda name=name, count=count: {  # type: ignore[misc]
                 "flop_per_call": counted(name, params) * steps * count
             },
-            MISSING if name == "torch" else None,
+            torch_missing() if name == "torch" else None,
         )
         for count in envs
         for name in cases
@@ -157,7 +165,7 @@ def update(pairs: int, cases: Sequence[str]) -> list[Case]:
         bundle = Bundle(params, MinMax(-one, one), MinMax(-jnp.ones(SHAPE[1]), jnp.ones(SHAPE[1])))
         state = dppo.init(jax.random.key(0), config, policy, bundle, vector, ())
         state = state.replace(env=(), episode=(), normalizer=normalize.create(OBS))
-        step = jax.jit(lambda state, batch, key: learner._learn(state, batch, key)[:2])
+        step = jax.jit(lambda state, batch, key: learner.learn(state, batch, key)[:2])
         return lambda: jax.block_until_ready(step(state, batch, jax.random.key(1)))
 
     def peer():
@@ -174,7 +182,7 @@ def update(pairs: int, cases: Sequence[str]) -> list[Case]:
             "pairs",
             # Forward and backward of the actor; the critic is not counted.
             lambda name=name: {"flop_per_call": 3 * counted(name, params) * pairs},  # type: ignore[misc]
-            MISSING if name == "torch" else None,
+            torch_missing() if name == "torch" else None,
         )
         for name in cases
     ]

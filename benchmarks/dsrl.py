@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.diffusion import MISSING
+from benchmarks.diffusion import torch_missing
 from benchmarks.scenarios import Case
 from envs.chunk import Chunked
 from envs.gym.locomotion import Locomotion
@@ -24,7 +24,7 @@ from rdp_jax.config import validate
 from rdp_jax.data.windows import MinMax
 from rdp_jax.planner import Bundle, Dims
 from rdp_jax.steer import PlannerBase
-from train.task_args import gym_planner
+from train.presets import gym_planner
 
 OBS, ACTION = 11, 3
 
@@ -69,7 +69,7 @@ def setup(
     policy = PlannerBase(gym_planner(), Dims(OBS, ACTION), ddim_steps)
     validate(policy.policy.config)
     builds = {"jax": lambda: ours(config, policy, seed), "torch": lambda: peer(config, policy, seed)}
-    missing = {"jax": None, "torch": MISSING}
+    missing = {"jax": None, "torch": torch_missing()}
     return [Case(name, builds[name], updates, "updates", missing=missing[name]) for name in cases]
 
 
@@ -105,7 +105,7 @@ def ours(config: dsrl.DSRLConfig, policy: PlannerBase, seed: int) -> Callable[[]
     """The learning of one iteration, at the precision of the products that it has in training."""
     update, state = learner(config, policy, seed)
     with jax.default_matmul_precision(config.matmul_precision):
-        learn = jax.jit(lambda state, key: update._learn(state, key)[0])
+        learn = jax.jit(lambda state, key: update.learn(state, key)[0])
         learn = learn.lower(state, jax.random.key(seed)).compile()
     key = jax.random.key(seed)
 

@@ -37,7 +37,8 @@ from rdp_jax.nets.denoiser import ResidualCritic
 from train import cli, output
 from train.args import input_file, t1_task
 from train.attempt import Attempt
-from train.task_args import Sampling, TaskFlags, task_dppo
+from train.presets import task_dppo
+from train.task_args import Sampling, TaskFlags
 
 Array = jax.Array
 LAMBDAS = (0.95, 0.8, 0.5, 0.0)
@@ -89,7 +90,7 @@ def explore(args: GradientArgs, attempt: Attempt) -> Seen:
 
     @jax.jit
     def once(state, pool):
-        env, episode, data, _ = update._collect(state, params, pool)
+        env, episode, data, _ = update.collect(state, params, pool)
         return state.replace(env=env, episode=episode, iteration=state.iteration + 1), data
 
     parts = []

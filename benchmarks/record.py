@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rdp_jax.machine import machine
 from rdp_jax.runs import write_json
 from train import child
-from train.output import machine
 
 
 def keep(path: Path, words: Sequence[str], summary: dict[str, Any], program: str = "rdp") -> None:

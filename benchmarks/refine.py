@@ -223,7 +223,7 @@ class Bench:
     def plain_controller(self) -> Callable[[], Any]:
         """The environment of the planner's phase without physics and without fresh starts, a program of their own."""
         state = self.begun[0].planner
-        return self._timed(self.still._collect, state, self.params, self.still.fresh(state, self.params))
+        return self._timed(self.still.collect, state, self.params, self.still.fresh(state, self.params))
 
     def recorded_controller(self) -> Callable[[], Any]:
         """The environment of the controller's phase without physics: its policies explore, and ticks are recorded."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -17,11 +17,12 @@ import jax
 
 from benchmarks.scenarios import SCENARIOS, Case, Scenario
 from rdp_jax.config import ConfigError
-from rdp_jax.runs import git_revision, write_json
+from rdp_jax.machine import machine
+from rdp_jax.runs import provenance, write_json
 from train.output import plain
 
+PEERS = ("brax", "playground", "torch")
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("jax", "jaxlib", "mujoco", "mujoco-mjx", "numpy", "flax", "optax")
 
 
 def run(name: str, *, out: Path | str | None = RESULTS, repeats: int | None = None, **overrides: Any) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def measure(name: str, scenario: Scenario, settings: dict[str, Any], repeats: in
         "ratios": _ratios(scenario, {case.name: case for case in cases}, seconds),
         "shares": shares(cases, seconds),
         "peak_memory_bytes": peak_memory(),
-        "machine": machine(),
+        "machine": _circumstances(),
         "load_average": {"before": load_before, "after": _load()},
     }
 
@@ -151,40 +152,29 @@ def peak_memory() -> dict[str, int]:
     return peak
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on; no names of hosts or users."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def _circumstances() -> dict[str, Any]:
+    """What the numbers depend on."""
     return {
-        "cpu": _cpu_model(),
-        "cores": cores,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "devices": sorted({d.device_kind for d in jax.devices()}),
+        **machine(),
         "device_count": jax.device_count(),
         "platform": jax.default_backend(),
-        "versions": {p: _version(p) for p in PACKAGES},
-        "revision": git_revision(),
+        **provenance(),
+        "peers": peers(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def peers() -> dict[str, Any]:
+    """Versions of the packages that others' figures come from, where they are installed; threads of a PyTorch that was used."""
+    found: dict[str, Any] = {}
+    for package in PEERS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    if "torch" in sys.modules:
+        found["torch_threads"] = sys.modules["torch"].get_num_threads()
+    return found
 
 
 def _load() -> float | None:
     """Load average of the last minute; well above what the benchmark itself needs, the numbers are pessimistic."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

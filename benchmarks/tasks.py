@@ -22,7 +22,8 @@ from envs.tasks.command import ACTION_DIM
 from envs.tasks.hierarchy import Hierarchy
 from rdp_jax.data.windows import MinMax
 from rdp_jax.planner import Bundle, Dims, Planner, make_policy
-from train.task_args import TaskFlags, task_planner
+from train.presets import task_planner
+from train.task_args import TaskFlags
 from train.tasks import HumanoidStage, find_planner, shipped, weights_of
 
 

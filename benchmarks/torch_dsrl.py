@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.torch_peer import Denoiser, linear, next_mean, table_of
-from rdp_jax.algos.dsrl import DSRLConfig, LearnerState, Row
+from rdp_jax.algos.dsrl import DSRLConfig, LearnerState, Row, noise_dim
 from rdp_jax.nets.squashed import LOG_STD_MAX, LOG_STD_MIN
 from rdp_jax.steer import PlannerBase
 
@@ -108,7 +108,7 @@ class Learner:
     """N steps of temperature, critic and actor, then M of distillation, on a replay buffer in memory.
 
     Args:
-      config: settings; `entropy_backup`, `reduce` and `noise` as their defaults are.
+      config: settings; `entropy_backup` and `reduce` as their defaults are.
       policy, state: what is steered, and the learner whose weights and rows it starts from.  Rows must be stored as the critics
         see them: this peer is spared their normalisation.
     """
@@ -116,7 +116,7 @@ class Learner:
     def __init__(self, config: DSRLConfig, policy: PlannerBase, state: LearnerState):
         params = jax.device_get(state.params)
         self.config, self.base = config, Base(policy, jax.device_get(state.base))
-        self.shape, self.n = policy.noise_shape, math.prod(policy.noise_shape)
+        self.shape, self.n = policy.noise_shape, noise_dim(config, policy)
         self.nets: dict[str, Any] = {
             "actor": Actor(params["actor"], config.init_std),
             "noise_values": Values(params["noise_values"]),
@@ -150,7 +150,9 @@ class Learner:
 
     def denoised(self, obs: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         """`u (B, n)` in the box -> chunk `(B, Te * Da)`."""
-        return self.base.sample(obs, self.config.noise_bound * u.view(-1, *self.shape))
+        w = self.config.noise_bound * u
+        noise = w[:, None].expand(-1, *self.shape) if self.config.repeats else w.view(-1, *self.shape)
+        return self.base.sample(obs, noise)
 
     def update(self, batch: Any, noise: torch.Tensor, next_noise: torch.Tensor) -> dict[str, float]:
         """One step of temperature, critic and actor with the given noise `(B, n)`; its losses."""

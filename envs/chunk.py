@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from envs.core import Env, State
+from envs.core import Env, State, whose_resets
 from rdp_jax.config import ConfigError
 from rdp_jax.types import Ticks
 
@@ -31,7 +31,7 @@ class Chunked:
         if not 1 <= steps <= env.spec.episode_steps:
             raise ConfigError("executed", steps, f"1 .. {env.spec.episode_steps} (steps of an episode)")
         self.env, self.steps = env, steps
-        self.resets = getattr(env, "resets", env)
+        self.resets = whose_resets(self, Chunked, env)
         self.spec = dataclasses.replace(
             env.spec,
             action_dim=steps * env.spec.action_dim,

@@ -67,3 +67,10 @@ class Env(Protocol):
     def reset(self, key: Array, params: Any) -> State: ...
 
     def step(self, state: State, action: Array, params: Any) -> State: ...
+
+
+def whose_resets(wrapper: Any, kind: Any, env: Any) -> Any:
+    """Whose fresh starts `wrapper`'s are (`rdp_jax.starts`): those of the `env` inside, as the class `kind` passes resets on;
+    its own where a subclass resets in another way.
+    """
+    return vars(env).get("resets", env) if type(wrapper).reset is kind.reset else wrapper

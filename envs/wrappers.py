@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from envs.core import Env, EnvSpec, State
+from envs.core import Env, EnvSpec, State, whose_resets
 from rdp_jax import guard
 from rdp_jax.types import Stepped, Ticks
 
@@ -78,7 +78,7 @@ class AutoReset:
     """An environment as `rdp_jax.types.VectorEnv`: the one object a learner is given."""
 
     def __init__(self, env: Env):
-        self.env, self.resets = env, getattr(env, "resets", env)  # `rdp_jax.starts`
+        self.env, self.resets = env, whose_resets(self, AutoReset, env)
 
     @property
     def spec(self) -> EnvSpec:

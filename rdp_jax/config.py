@@ -29,18 +29,19 @@ def chosen(default: str, choices: tuple[str, ...], help: str, also: tuple[str, s
     return dataclasses.field(default=default, metadata={"choices": choices, "also": also, "help": help})
 
 
-def _span(lo: float | None, hi: float | None, unit: str) -> str:
+def span(lo: float | None, hi: float | None, unit: str) -> str:
+    """A range in words."""
     text = f"{'-inf' if lo is None else lo} .. {'inf' if hi is None else hi}"
     return f"{text} [{unit}]" if unit else text
 
 
 def _check_number(name: str, value: Any, default: Any, meta: dict) -> None:
-    allowed = _span(meta["lo"], meta["hi"], meta["unit"])
+    allowed = span(meta["lo"], meta["hi"], meta["unit"])
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(name, value, f"a number, {allowed}")
     if not math.isfinite(value):
         raise ConfigError(name, value, f"finite, {allowed}")
-    if isinstance(default, int) and value != int(value):
+    if isinstance(default, int) and not isinstance(value, int):
         raise ConfigError(name, value, f"an integer, {allowed}")
     if (meta["lo"] is not None and value < meta["lo"]) or (meta["hi"] is not None and value > meta["hi"]):
         raise ConfigError(name, value, allowed)

@@ -56,7 +56,8 @@ def first_episodes(
     pool = jax.tree.map(lambda x: x[:1], state)  # what follows a first episode is not looked at
     act_keys = fold(act_key, indices)
     count = indices.shape[0]
-    zeros = {name: jnp.zeros(count) for name in state.metrics}
+    after = jax.eval_shape(lambda s, k: env.step(pool, s, act(s.obs, k), params), state, act_keys)
+    zeros = {name: jnp.zeros(count) for name in after.metrics}
     no = jnp.zeros(count, bool)
     result = Episodes(jnp.zeros(count), jnp.zeros(count, jnp.int32), no, no, zeros, zeros)
 

@@ -1,4 +1,4 @@
-"""Where metrics go: a JSONL file always, TensorBoard where `tensorboardX` is installed and it is asked for."""
+"""Where metrics go: a JSONL file always, TensorBoard where it is asked for."""
 
 from __future__ import annotations
 
@@ -57,14 +57,13 @@ def _iteration(line: str) -> float:
 
 
 class TensorBoardSink:
-    """Scalars for TensorBoard.  Raises `ImportError` saying what to install."""
+    """Scalars for TensorBoard; to resume, those after `keep_until` (an `iteration`) are no longer shown."""
 
-    def __init__(self, folder: Path):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise ImportError("TensorBoard output needs the package tensorboardX") from error
-        self._writer = SummaryWriter(str(folder))
+    def __init__(self, folder: Path, keep_until: int | None = None):
+        from tensorboardX import SummaryWriter
+
+        purge = None if keep_until is None else keep_until + 1
+        self._writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{keep_until or 0}")
 
     def write(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         for name, value in plain(metrics).items():

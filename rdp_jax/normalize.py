@@ -44,20 +44,22 @@ def apply(norm: Normalizer, x: Array) -> Array:
     return jnp.clip((x - norm.mean) / std(norm), -CLIP, CLIP)
 
 
-def merge(norm: Normalizer, x: Array, axis: str | None = None) -> Normalizer:
-    """Adds every row of `x (..., Do)`, over all devices of mesh axis `axis`.
+def merge(norm: Normalizer, x: Array, axis: str | None = None, where: Array | None = None) -> Normalizer:
+    """Adds every row of `x (..., Do)`, or those with `where (...)` bool, over all devices of mesh axis `axis`.
 
     The batch's own moments take two passes (mean first, then deviations from it), and are merged by Chan, Golub and LeVeque
     (1983): float32 then loses nothing to the cancellation of `E[x^2] - E[x]^2`.
     """
     x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    count = parallel.psum(jnp.float32(x.shape[0]), axis)
-    mean = parallel.psum(x.sum(0), axis) / count
-    m2 = parallel.psum(jnp.square(x - mean).sum(0), axis)
-    total = norm.count + count
+    rows = None if where is None else where.reshape(-1, 1)
+    counted = jnp.float32(x.shape[0]) if rows is None else rows.sum(dtype=jnp.float32)
+    count = parallel.psum(counted, axis)
+    mean = parallel.psum(x.sum(0, where=rows), axis) / jnp.maximum(count, 1.0)
+    m2 = parallel.psum(jnp.square(x - mean).sum(0, where=rows), axis)
+    total = jnp.maximum(norm.count + count, 1.0)
     delta = mean - norm.mean
     return Normalizer(
-        count=total,
+        count=norm.count + count,
         mean=norm.mean + delta * (count / total),
         m2=norm.m2 + m2 + jnp.square(delta) * (norm.count * (count / total)),
     )

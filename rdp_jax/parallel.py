@@ -109,10 +109,14 @@ def pmax(x: Any, axis: str | None) -> Any:
     return x if axis is None else jax.lax.pmax(x, axis)
 
 
-def moments(x: Array, axis: str | None) -> tuple[Array, Array]:
-    """Mean and variance of all elements, over all devices, in two passes."""
-    mean = pmean(x.mean(), axis)
-    return mean, pmean(jnp.square(x - mean).mean(), axis)
+def moments(x: Array, axis: str | None, where: Array | None = None) -> tuple[Array, Array]:
+    """Mean and variance of all elements, or of those with `where`, over all devices, in two passes."""
+    if where is None:
+        mean = pmean(x.mean(), axis)
+        return mean, pmean(jnp.square(x - mean).mean(), axis)
+    count = jnp.maximum(psum(where.sum(dtype=jnp.float32), axis), 1.0)
+    mean = psum(x.sum(where=where), axis) / count
+    return mean, psum(jnp.square(x - mean).sum(where=where), axis) / count
 
 
 def local_indices(total: int, mesh: Mesh | None) -> Array:

@@ -46,6 +46,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def provenance() -> dict[str, Any]:
+    """What made something: `versions` and `git`, the commit."""
+    return {"versions": versions(), "git": git_revision()}
+
+
 @functools.cache
 def git_revision() -> str | None:
     """Commit of the source tree, with `+` when there are local changes; `None` outside a repository, or in somebody else's.
@@ -165,9 +170,10 @@ class Run:
         self._describe(asked or {}, resume)
         self.checkpoints = Checkpointer(self.out / "checkpoints", self.config, keep)
         first = self.checkpoints.latest() or 0
-        self._sinks: list[Any] = [JsonlSink(self.out / "metrics.jsonl", keep_until=first if resume else None)]
+        known = first if resume else None
+        self._sinks: list[Any] = [JsonlSink(self.out / "metrics.jsonl", known)]
         if tensorboard:
-            self._sinks.append(TensorBoardSink(self.out / "tensorboard"))
+            self._sinks.append(TensorBoardSink(self.out / "tensorboard", known))
 
     def _describe(self, asked: dict[str, Any], resume: bool) -> None:
         """Writes `config.json`, or adds to it what a resumption was asked for."""
@@ -211,10 +217,6 @@ class Run:
     def save(self, iteration: int, state: Any) -> None:
         """Writes a checkpoint."""
         self.checkpoints.save(iteration, state)
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes `summary.json`."""
-        write_json(self.out / "summary.json", dict(summary))
 
     def end(self, iteration: int) -> None:
         """Notes that learning came to its end in this iteration, uninterrupted: what follows it may still be."""

@@ -47,9 +47,9 @@ class Starts:
 def starts_of(env: VectorEnv, mesh: Mesh | None = None) -> Starts:
     """The one `Starts` of an environment on these devices, whoever asks; it lives as long as the environment does.
 
-    Wrappers that leave resets alone name in `resets` whose they are.
+    Wrappers that leave resets alone name in an attribute `resets` of their own whose they are.
     """
-    known = vars(getattr(env, "resets", env)).setdefault("_starts", {})
+    known = vars(vars(env).get("resets", env)).setdefault("_starts", {})
     if mesh not in known:
         known[mesh] = Starts(env, mesh)
     found: Starts = known[mesh]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scenarios import SCENARIOS
-from rdp_jax.config import ConfigError, chosen, difference, left_out, ranged, to_dict
+from rdp_jax.config import ConfigError, chosen, difference, left_out, ranged, span, to_dict
 from train.names import OUTSIDE, PLANNER, T1_TASKS, TASKS, of_t1
 from train.recipes import FRESH_STARTS, RECIPES
 
@@ -36,10 +36,6 @@ def optional(lo: float | None, hi: float | None, help: str, unit: str = "") -> A
 def word(choices: tuple[str, ...], help: str) -> Any:
     """A required word without a flag, one of a few."""
     return dataclasses.field(metadata={"positional": True, "choices": choices, "help": help})
-
-
-def _span(lo: float | None, hi: float | None, unit: str) -> str:
-    return f"{'-inf' if lo is None else lo} .. {'inf' if hi is None else hi}" + (f" [{unit}]" if unit else "")
 
 
 def any_task(help: str = "task") -> Any:
@@ -122,7 +118,7 @@ class Common:
             if "optional" in field.metadata and value is not None:
                 lo, hi = field.metadata["optional"]
                 if not (lo is None or value >= lo) or not (hi is None or value <= hi):
-                    raise ConfigError(field.name, value, _span(lo, hi, field.metadata["unit"]))
+                    raise ConfigError(field.name, value, span(lo, hi, field.metadata["unit"]))
             if field.metadata.get("file") and value is not None and not value.is_file():
                 raise ConfigError(field.name, str(value), "an existing file")
             held = "planner" in field.metadata and value is not None
@@ -168,6 +164,9 @@ class Resumable(Common):
 
     preset: str = chosen("cpu", ("cpu", "gpu"), "defaults of all other flags, fit for such a machine")
     resume: bool = said(False, "go on from the newest checkpoint in --out")
+    tensorboard: bool = said(
+        False, "write what goes into --out/metrics.jsonl for TensorBoard, too, into --out/tensorboard"
+    )
 
     def check(self) -> None:
         super().check()
@@ -193,7 +192,7 @@ class ControllerDemoArgs(Common):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalArgs(Common):
+class ControllerEvalArgs(Common):
     """Evaluate the low-level controller with the weights shipped in the package, or with your own."""
 
     episodes: int = ranged(256, 1, 2**20, "episodes")

@@ -16,6 +16,7 @@ from train import output
 from train.keeping import CHOOSING
 from train.learning import EvaluationLog, outcome, settings, start_planner
 from train.names import of_t1
+from train.running import open_run
 from train.sampling import FINAL, alike, as_asked, exploring, with_noise
 from train.task_args import Sampling
 from train.tasks import check_fits, set_up, weights_of
@@ -100,7 +101,7 @@ class Attempt:
         """Takes the run directory, and judges what is there before anything is learned.  Raises `RunError`, for a resumed run
         also if it began from another planner or controller."""
         recorded = {**settings(self.args), "weights": self._fingerprints(), "given": to_dict(self.given.config)}
-        self.run = Run(self.args.out, recorded, self.args.resume, asked=to_dict(self.args)) if self.args.out else None
+        self.run = open_run(self.args, recorded)
         self.before = self.log.judge("before", self.given)
         if not self.same:
             self.untrained = self.log.judge("untrained", self.planner)

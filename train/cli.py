@@ -72,13 +72,13 @@ COMMANDS = (
         "controller train",
         "Train a part of the low-level controller.",
         "train.controller_args:TrainArgs",
-        "train.controller:run_train",
+        "train.controller_train:run_train",
     ),
     Command(
         "controller eval",
         "Evaluate the low-level controller.",
-        "train.args:EvalArgs",
-        "train.controller:run_eval",
+        "train.args:ControllerEvalArgs",
+        "train.controller_eval:run_eval",
     ),
     Command(
         "collect",

@@ -17,7 +17,7 @@ from train import output
 from train.demonstrations import FILE, check_recipe, from_played, held, made_with, noted, recipe_of, taken
 from train.medium import record_medium
 from train.names import GYM_TASKS
-from train.rollouts import ClumsyPlayer, Theatre
+from train.rollouts import ClumsyPlayer, EpisodeRunner
 from train.task_args import CollectArgs
 from train.tasks import HumanoidStage
 
@@ -43,14 +43,14 @@ def _collect(args: CollectArgs, path: Path, start: float) -> dict[str, Any]:
     recipe, kept, tried, won = _previous(args)
     stage = HumanoidStage(args)
     env, params = stage.env, stage.params
-    theatre = Theatre(env, ClumsyPlayer(make_expert(args.task, env), args.clumsiness), record=True)
+    runner = EpisodeRunner(env, ClumsyPlayer(make_expert(args.task, env), args.clumsiness), record=True)
     at_once = recipe["at_once"]
     key = jax.random.fold_in(jax.random.key(args.seed), STREAM)
     steps, whole = 0, None
     with output.Progress(f"collect {args.task}", total=args.episodes) as bar:
         while kept is None or len(kept) < args.episodes:
             whole = {"kept": len(kept) if kept else 0, "tried": tried, "won": won}
-            played = theatre.play(key, np.arange(tried, tried + at_once), params)
+            played = runner.play(key, np.arange(tried, tried + at_once), params)
             tried, won = tried + at_once, won + int(played.success.sum())
             steps += int(played.steps.sum())
             if tried >= 10 * at_once and won < 0.01 * tried:

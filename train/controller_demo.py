@@ -33,19 +33,22 @@ from rdp_jax import parallel
 from rdp_jax.algos import ppo
 from rdp_jax.algos.loop import LoopConfig, train
 from rdp_jax.config import validate
+from rdp_jax.machine import machine
 from rdp_jax.nets.mlp import mlp_sizes
 from rdp_jax.parallel import over_devices
 from rdp_jax.runs import StopSignal, free_directory, write_json
 from train import controller_report as pieces
 from train import output
 from train.args import ControllerDemoArgs
-from train.controller import Weights, act, export, load_part, progress_metrics
+from train.controller_metrics import progress_metrics
+from train.controller_weights import Weights, act, acting, load_part
 from train.course import BLOCK, Course, Driver, Record, make_course, pushes, random_commands, stack_params
 from train.replay import Caption
 from train.report import Metric, Report
 from train.video import Video, stop_drawing, write_video
 
 T = TypeVar("T")
+STREAM = 0xD320
 BUDGET_S = 480.0  # the whole demo, compilation included
 VIDEO_S, REPORT_S = 90.0, 25.0  # what the end needs of it on two slow cores
 LEAST_LEARN_S = 20.0
@@ -153,7 +156,7 @@ class Demo:
 
     def _key(self, number: int) -> jax.Array:
         """A stream of random numbers of its own for everything that draws."""
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.args.seed), 0xDE30), number)
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.args.seed), STREAM), number)
 
     def _drive(self, label: str, legs: Weights, params: ControlParams, commands, kicks: np.ndarray, key) -> Record:
         robots = self.driver.robots
@@ -224,7 +227,7 @@ class Demo:
 
         def first():
             state = ppo.init(self._key(6), self.ppo, vector, params, mesh)
-            untrained = jax.device_get(export(state))
+            untrained = jax.device_get(acting(state))
             state, _ = jax.block_until_ready(update(state, params))
             compiled = time.monotonic()
             state, metrics = jax.block_until_ready(update(state, params))
@@ -253,7 +256,7 @@ class Demo:
         if self.stop.received is not None:
             return
         # The same commands and starts for all: a legged robot before and after.
-        learned = jax.device_get(export(result.state))
+        learned = jax.device_get(acting(result.state))
         for name, weights in {"untrained": untrained, f"after {self.found.learn_s:.0f} s": learned}.items():
             self.found.learner[name] = self._drive(f"{name} policy", weights, *self._same, self._key(4))
             if self.stop.received is not None:
@@ -405,7 +408,7 @@ class Demo:
 
     def _report_circumstances(self, page: Report, record: Mapping[str, Any]) -> None:
         page.add_section("Circumstances")
-        page.add_table([(k, _text(v)) for k, v in output.machine().items()], ("machine", ""))
+        page.add_table([(k, _text(v)) for k, v in machine().items()], ("machine", ""))
         stages = [(name, round(seconds, 1)) for name, seconds in self.found.seconds.items()]
         page.add_table(stages, ("stage", "seconds"), "Where the time went")
         page.add_table([*record["versions"].items(), ("git", record["git"] or "-")], ("version", ""))

@@ -17,7 +17,7 @@ from envs.tasks.hierarchy import Hierarchy
 from rdp_jax.checkpoint import fingerprint
 from rdp_jax.config import ConfigError, difference
 from rdp_jax.data import episodes as E
-from rdp_jax.runs import LOCK, claim, git_revision, versions
+from rdp_jax.runs import LOCK, claim, provenance
 from train.rollouts import Played
 from train.task_args import TaskFlags
 from train.tasks import load_controller
@@ -56,8 +56,7 @@ def from_played(
         "actions": list(ACTION_LAYOUT.items()),
         "control_dt": env.spec.control_dt,
         **entries,
-        "versions": versions(),
-        "git": git_revision(),
+        **provenance(),
     }
     return E.from_lists(
         cut(played.frames),

@@ -16,8 +16,9 @@ import mujoco
 import numpy as np
 
 from envs.physics import BACKENDS, available, make_physics
+from rdp_jax.machine import machine
 from train.args import DoctorArgs
-from train.output import machine, summary
+from train.output import summary
 from train.rays import Camera, picture
 
 GRAVITY, DT, HEIGHT, STEPS = 10.0, 0.01, 1.0, 10

@@ -17,7 +17,7 @@ from rdp_jax.planner import Planner
 from train.actors import NOISE_ACTOR
 from train.attempt import Attempt
 from train.keeping import Best
-from train.learning import JUDGED, Pace, described, learn, on_the_way, success_of
+from train.learning import RATES, Pace, described, learn, on_the_way, success_of
 from train.rollouts import PlannerPlayer
 from train.task_args import DSRLArgs
 from train.tasks import HumanoidStage, Stage, keep_planner
@@ -26,7 +26,7 @@ TICKET_STREAM = 0x71C7
 EPISODES_PER_TICKET = 8
 
 
-class Jury:
+class NoiseEvaluator:
     """Judges choices of noise over the same fresh starts as every other evaluation; one program per kind of choice.
 
     Args:
@@ -61,18 +61,18 @@ class Jury:
             tried["golden_ticket"] = (self.fixed, steer.fixed(self.shape, 0.0, constant=ticket))
         for name, (actor, params) in tried.items():
             figures = self.judge(actor, params)
-            found[name] = {k: figures[k] for k in JUDGED[:4] if k in figures}
+            found[name] = {k: figures[k] for k in RATES if k in figures}
         return found
 
     def golden_ticket(self, stage: HumanoidStage) -> tuple[jax.Array, float]:
         """The best of `--tickets` constant noises `(Ta, Da)`, and its success on the starts that chose it."""
         key = jax.random.fold_in(jax.random.key(self.args.seed), TICKET_STREAM)
         drawn = jax.random.normal(jax.random.fold_in(key, 1), (self.args.tickets, *self.shape))
-        theatre = stage.theatre(self.fixed, lambda: PlannerPlayer(self.fixed))  # type: ignore[arg-type]
+        runner = stage.runner(self.fixed, lambda: PlannerPlayer(self.fixed))  # type: ignore[arg-type]
 
         def play(candidates: np.ndarray, starts: np.ndarray) -> np.ndarray:
             each = steer.fixed(self.shape, 0.0, constant=drawn[candidates])
-            return theatre.play(key, starts, stage.params, (self.planner.bundle, each)).success
+            return runner.play(key, starts, stage.params, (self.planner.bundle, each)).success
 
         best, success = best_ticket(self.args.tickets, play)
         return drawn[best], success
@@ -112,13 +112,13 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     untrained = jax.device_get(dsrl.acting(config, state))
     state = attempt.restored(state)
     update = dsrl.Update(config, base, vector, executed, mesh)
-    jury = Jury(stage, args, planner, steer.learned(config, base, stage.env.spec.obs_dims["critic"]))
+    evaluator = NoiseEvaluator(stage, args, planner, steer.learned(config, base, stage.env.spec.obs_dims["critic"]))
 
     best = Best(args, untrained)
 
     def evaluate(state):
         params = jax.device_get(dsrl.acting(config, state))
-        return best.offer(int(state.iteration), jury.judge(jury.learned, params, best.seed), params)
+        return best.offer(int(state.iteration), evaluator.judge(evaluator.learned, params, best.seed), params)
 
     pace = Pace.of(config, stage.env.spec, executed)
     result, to_90 = learn("dsrl", args, attempt.run, update, state, stage.params, pace, note, evaluate)
@@ -130,8 +130,8 @@ def run_dsrl(args: DSRLArgs) -> dict[str, Any]:
     keep_planner(args, planner)
     if args.out:
         save_weights(args.out / NOISE_ACTOR, {"actor": actor}, described(args, planner, kept))
-    after = attempt.log.keep("after", jury.judge(jury.learned, actor)) if args.trials else {}
-    others = jury.controls(untrained) if args.controls and args.trials else {}
+    after = attempt.log.keep("after", evaluator.judge(evaluator.learned, actor)) if args.trials else {}
+    others = evaluator.controls(untrained) if args.controls and args.trials else {}
     return attempt.end(
         "dsrl",
         config.num_envs,

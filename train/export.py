@@ -19,10 +19,10 @@ from rdp_jax.callback import on_host
 from rdp_jax.export.convert import convert, need
 from rdp_jax.export.session import Session
 from rdp_jax.planner import Bundle, Planner
-from rdp_jax.runs import free_directory, git_revision, versions, write_json
+from rdp_jax.runs import free_directory, provenance, write_json
 from train import manifest, output
 from train.actors import find_actor
-from train.controller import act
+from train.controller_weights import act
 from train.task_args import ExportArgs
 from train.tasks import HumanoidStage, check_fits, find_planner, set_up
 
@@ -55,7 +55,7 @@ def run_export(args: ExportArgs) -> dict[str, Any]:
             described[part] = manifest.part(stage.env, part)
     for name, entry in files.items():
         entry |= described.get(name, {})
-    made_from = {"task": args.task, "metadata": planner.metadata, "git": git_revision(), "versions": versions()}
+    made_from = {"task": args.task, "metadata": planner.metadata, **provenance()}
     write_json(out / "manifest.json", {"format": manifest.FORMAT, "networks": files, **made_from})
     errors = {name: entry["max_abs_error"] for name, entry in files.items()}
     metrics: dict[str, Any] = {"max_abs_error": max(errors.values()), "errors": errors, "out": str(out)}

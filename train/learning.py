@@ -12,15 +12,17 @@ from rdp_jax.algos.loop import LoopConfig, Result, train
 from rdp_jax.config import ConfigError, to_dict, without_paths
 from rdp_jax.nets.build import GAUSSIAN
 from rdp_jax.planner import Planner
-from rdp_jax.runs import Run, git_revision, versions
+from rdp_jax.runs import Run, provenance
 from train import output
 from train.actors import CORRECTION, NOISE_ACTOR
 from train.learning_report import controllers, read_curve, write
 from train.rollouts import Played
+from train.running import agreed
 from train.tasks import HumanoidStage, Stage, find_planner
 
 TRACKED = ("hand_position_error_m", "hand_orientation_error_rad", "hand_speed_mps", "completion_time_s")
-JUDGED = ("success_rate", "success_ci95", "return", "return_ci95", *TRACKED)
+RATES = ("success_rate", "success_ci95", "return", "return_ci95")
+JUDGED = (*RATES, *TRACKED)
 ENOUGH = 100  # episodes that a success while learning is judged over
 
 
@@ -56,9 +58,7 @@ def settings(args: Any) -> dict[str, Any]:
         "controls": False,
         "tickets": 32,
     }
-    free |= {"resume": False, "json": False}
-    free = {name: value for name, value in free.items() if hasattr(args, name)}
-    return to_dict(without_paths(dataclasses.replace(args, **free)))
+    return agreed(args, **{name: value for name, value in free.items() if hasattr(args, name)})
 
 
 def described(args: Any, before: Planner, iterations: int) -> dict[str, Any]:
@@ -69,8 +69,7 @@ def described(args: Any, before: Planner, iterations: int) -> dict[str, Any]:
         "seed": args.seed,
         "iterations": iterations,
         "config": to_dict(without_paths(args)),
-        "versions": versions(),
-        "git": git_revision(),
+        **provenance(),
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from envs.tasks.hierarchy import Hierarchy
 from rdp_jax.algos.joint import PHASES
+from rdp_jax.machine import machine
 from rdp_jax.metrics import read_rows
 from train import output
 from train.replay import Caption, Replay
@@ -106,7 +107,7 @@ def write(
         f"{record['command']}: {record['task']}",
         f"seed {record['seed']}, {record['metrics'].get('iterations', 0)} iterations, "
         f"{output.count(record['metrics'].get('env_steps') or 0)} environment steps, "
-        f"{record['wall_s'] / 60.0:.1f} minutes on {output.machine().get('cpu', record['device'])}",
+        f"{record['wall_s'] / 60.0:.1f} minutes on {machine().get('cpu', record['device'])}",
     )
     page.add_section("Before and after")
     page.add_metrics(

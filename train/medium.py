@@ -18,7 +18,7 @@ from envs.wrappers import AutoReset
 from rdp_jax.algos import ppo
 from rdp_jax.data import episodes as E
 from rdp_jax.evaluate import first_episodes
-from rdp_jax.runs import git_revision, versions
+from rdp_jax.runs import provenance
 from train import output
 from train.task_args import CollectArgs
 
@@ -126,7 +126,6 @@ def _record(args: CollectArgs, env: Locomotion, policy: Any, key: jax.Array) -> 
         "observations": [["state", env.spec.obs_dims["actor"]]],
         "actions": [["torque", env.spec.action_dim]],
         "control_dt": env.spec.control_dt,
-        "versions": versions(),
-        "git": git_revision(),
+        **provenance(),
     }
     return E.from_lists(obs, action, reward, [True] * len(obs), seeds, metadata=metadata)

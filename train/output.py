@@ -1,4 +1,4 @@
-"""What a command tells: its summary, the machine behind it, its progress.
+"""What a command tells: its summary and its progress.
 
 Importing this module loads neither JAX nor a simulator.
 """
@@ -9,8 +9,6 @@ import collections
 import contextlib
 import math
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -42,37 +40,7 @@ class Failed(RuntimeError):
     """A command cannot do what it was asked for, and its message says why: no traceback would say more.  Exit status 1."""
 
 
-# --- the machine -------------------------------------------------------------------------------------------------------
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    if sys.platform == "darwin":
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            return subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
-    return platform.processor() or platform.machine()
-
-
-def machine() -> dict[str, Any]:
-    """The hardware behind a number: CPU model, cores (usable and all), memory, accelerators, operating system.
-
-    Starts JAX's backend.
-    """
-    import jax
-
-    from envs.physics.native import usable_cores
-
-    return {
-        "cpu": _cpu_model(),
-        "cores": usable_cores(),
-        "cores_total": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "accelerators": [d.device_kind for d in jax.local_devices() if d.platform != "cpu"],
-        "os": f"{platform.system()} {platform.machine()}",
-    }
+# --- summary -----------------------------------------------------------------------------------------------------------
 
 
 def device_name() -> str:
@@ -82,9 +50,6 @@ def device_name() -> str:
     devices = jax.local_devices()
     kind = "cpu" if devices[0].platform == "cpu" else devices[0].device_kind
     return kind if len(devices) == 1 else f"{len(devices)} x {kind}"
-
-
-# --- summary -----------------------------------------------------------------------------------------------------------
 
 
 def plain(value: Any) -> Any:
@@ -139,8 +104,7 @@ def summary(
         "wall_s": round(float(wall_s), 3),
         "env_steps": int(env_steps),
         "steps_per_s": round(env_steps / wall_s, 1) if env_steps and wall_s > 0 else None,
-        "versions": runs.versions(),
-        "git": runs.git_revision(),
+        **runs.provenance(),
         "metrics": plain(metrics),
     }
 

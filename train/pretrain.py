@@ -23,10 +23,11 @@ from rdp_jax.data import episodes as E
 from rdp_jax.data import windows as W
 from rdp_jax.data.foreign import is_lerobot, load_foreign
 from rdp_jax.planner import Bundle, Dims, Planner, make_policy
-from rdp_jax.runs import Run, git_revision, versions
+from rdp_jax.runs import provenance
 from train import output
 from train.demonstrations import FILE
 from train.names import HDF5, of_t1
+from train.running import agreed, open_run
 from train.task_args import PretrainArgs
 from train.tasks import check_fits, keep_planner, set_up, side_by_side
 
@@ -95,10 +96,10 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
         total_steps=max(steps * args.epochs, 1),
         epochs_per_call=even_calls(args.epochs, args.bc.epochs_per_call),
     )
-    recorded = to_dict(without_paths(dataclasses.replace(args, resume=False, json=False, minutes=None, trials=0)))
+    recorded = agreed(args, minutes=None, trials=0)
     del recorded["observations"]  # they are in what the data are
     recorded["data"] = fingerprint({"obs": found.obs, "action": found.action})
-    run = Run(args.out, recorded, args.resume, asked=to_dict(args)) if args.out else None
+    run = open_run(args, recorded)
     mesh = parallel.make_mesh()
     state = bc.init(jax.random.key(args.seed), config, policy, args.planner.history * dims.frame)
     state = run.restore(state) if run else state
@@ -124,8 +125,7 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
         "seed": args.seed,
         "gradient_steps": int(result.state.step),
         "config": to_dict(without_paths(args)),
-        "versions": versions(),
-        "git": git_revision(),
+        **provenance(),
     }
     planner = Planner(args.planner, dims, bundle.replace(weights=jax.device_get(result.state.ema)), None, 0, metadata)
     keep_planner(args, planner)

@@ -23,7 +23,7 @@ from rdp_jax.config import ConfigError
 from rdp_jax.nets.mlp import mlp_sizes
 from rdp_jax.planner import Planner, save
 from train.attempt import Attempt
-from train.controller import OTHER, act
+from train.controller_weights import OTHER, act
 from train.finetune import note, tuned
 from train.keeping import Best
 from train.learning import Pace, described, learn, on_the_way, reached, success_of, telling

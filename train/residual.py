@@ -16,7 +16,7 @@ from rdp_jax.checkpoint import save_weights
 from rdp_jax.config import ConfigError
 from train.actors import CORRECTION
 from train.attempt import Attempt
-from train.controller import export
+from train.controller_weights import acting
 from train.learning import Pace, described, learn, success_of
 from train.names import of_t1
 from train.task_args import FinetuneArgs
@@ -49,7 +49,7 @@ def run_residual(args: FinetuneArgs) -> dict[str, Any]:
     update = ppo.Update(config, vector, mesh)
     result, to_90 = learn("residual", args, attempt.run, update, state, params, pace, note)
     state = result.state
-    learned = jax.device_get(export(state))
+    learned = jax.device_get(acting(state))
     count = int(state.iteration)
     final = attempt.chosen(planner)
     keep_planner(args, final)

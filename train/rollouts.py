@@ -116,7 +116,7 @@ class Played:
       means: name -> `(E,)` mean over the steps.
       seed: `(E,)` int64 number of the episode.
       frames, actions, qpos: `(steps, E, ...)` if recorded; entries beyond an episode's `steps` mean nothing.
-      reached: `(steps, E)` int32 furthest stage after each step, if recorded by `Theatre`.
+      reached: `(steps, E)` int32 furthest stage after each step, if recorded by `EpisodeRunner`.
     """
 
     success: np.ndarray
@@ -160,7 +160,7 @@ def start_keys(key: Array, numbers: np.ndarray) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.split(key)[0], jnp.asarray(numbers, jnp.uint32))
 
 
-class Theatre:
+class EpisodeRunner:
     """Plays batches of episodes of one environment with one kind of player; compiled once.
 
     Args:
@@ -252,7 +252,7 @@ class Theatre:
 
 
 def evaluate(
-    theatre: Theatre,
+    runner: EpisodeRunner,
     seed: int,
     trials: int,
     env_params: Any,
@@ -271,7 +271,7 @@ def evaluate(
             if progress:
                 progress(first + ended, steps + made)
 
-        part = theatre.play(key, numbers, env_params, player_params, report_block)
+        part = runner.play(key, numbers, env_params, player_params, report_block)
         parts.append(part if trials <= at_once else part.unrecorded())  # thousands of recordings would fill the memory
     return Played.join(parts)
 

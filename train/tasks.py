@@ -26,9 +26,9 @@ from rdp_jax.evaluate import first_episodes
 from rdp_jax.nets.build import GAUSSIAN
 from rdp_jax.planner import Planner, load, save
 from train import output
-from train.controller import act, load_part
+from train.controller_weights import act, load_part
 from train.names import PLANNER
-from train.rollouts import EVALUATION_STREAM, PlannerPlayer, Played, Theatre, evaluate, report
+from train.rollouts import EVALUATION_STREAM, EpisodeRunner, PlannerPlayer, Played, evaluate, report
 from train.sampling import with_first_std
 from train.task_args import TaskFlags, Watched
 
@@ -113,13 +113,13 @@ class HumanoidStage:
         self.practice_env = self._practice_env(args)
         self.params = self._params(args)
         self.practice = self._practice(args)
-        self._theatres: dict[Any, Theatre] = {}
+        self._runners: dict[Any, EpisodeRunner] = {}
 
-    def theatre(self, name: Any, player: Callable[[], Any]) -> Theatre:
-        """The theatre called `name`, made with `player()` the first time: compiled once, whatever weights it is given later."""
-        if name not in self._theatres:
-            self._theatres[name] = Theatre(self.env, player(), self.record)
-        return self._theatres[name]
+    def runner(self, name: Any, player: Callable[[], Any]) -> EpisodeRunner:
+        """The runner called `name`, made with `player()` the first time: compiled once, whatever weights it is given later."""
+        if name not in self._runners:
+            self._runners[name] = EpisodeRunner(self.env, player(), self.record)
+        return self._runners[name]
 
     def _params(self, args: TaskFlags) -> PlannerParams:
         """Shipped or given controller, starts of the given range."""
@@ -165,27 +165,27 @@ class HumanoidStage:
         """See `Stage.judge`."""
         shared, weights = with_std_as_data(planner)
         name = (shared.config, shared.dims, shared.tuned_steps, explore)
-        theatre = self.theatre(name, lambda: PlannerPlayer(shared.actor(), explore))
-        return self._judge(theatre, weights, seed, trials, at_once)
+        runner = self.runner(name, lambda: PlannerPlayer(shared.actor(), explore))
+        return self._judge(runner, weights, seed, trials, at_once)
 
     def judge_actor(
         self, actor: Any, weights: tuple[Any, Any], seed: int, trials: int, at_once: int | None = None
     ) -> dict[str, Any]:
         """See `Stage.judge_actor`."""
-        return self._judge(self.theatre(actor, lambda: PlannerPlayer(actor)), weights, seed, trials, at_once)
+        return self._judge(self.runner(actor, lambda: PlannerPlayer(actor)), weights, seed, trials, at_once)
 
     def judge_player(
         self, player: Any, weights: Any, seed: int, trials: int, at_once: int | None = None
     ) -> dict[str, Any]:
         """As `judge`, for any `train.rollouts.Player`."""
-        return self._judge(self.theatre(player, lambda: player), weights, seed, trials, at_once)
+        return self._judge(self.runner(player, lambda: player), weights, seed, trials, at_once)
 
     def _judge(
-        self, theatre: Theatre, weights: Any, seed: int, trials: int, at_once: int | None = None
+        self, runner: EpisodeRunner, weights: Any, seed: int, trials: int, at_once: int | None = None
     ) -> dict[str, Any]:
         with output.Progress(f"eval {self.name}", total=trials) as bar:
             played = evaluate(
-                theatre,
+                runner,
                 seed,
                 trials,
                 self.params,

@@ -200,7 +200,7 @@ class Session:
             self.phase, self.outcome = ENDED, self.played().ending(0)
 
     def played(self) -> Played:
-        """The episode so far, as one of `train.rollouts.Theatre`'s."""
+        """The episode so far, as one of `train.rollouts.EpisodeRunner`'s."""
         metrics, steps = self._now["metrics"], len(self._rows)
         frames, actions, qpos = (np.stack(track)[:, None] for track in zip(*self._rows, strict=True))
 

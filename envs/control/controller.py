@@ -110,8 +110,8 @@ class ControllerState:
     Attributes:
       gait: the gait's state.
       references: references for the coming tick.
-      leg_ref, leg_ref_rate: `(12,)` reference leg angles for the coming tick [rad] and their rate [rad/s].
-      arm_ref, arm_ref_rate: `(14,)` the same for the arms.
+      leg_ref: `(12,)` reference leg angles for the coming tick [rad].
+      arm_ref, arm_ref_rate: `(14,)` the same for the arms, and how fast it moves [rad/s].
       leg_action, arm_action: last actions.
       stance_from_base: `(2,)` stance foot minus base, world, of the tick before (leg odometry).
       base_speed: `(2,)` base velocity by leg odometry, low-passed [m/s].
@@ -120,7 +120,6 @@ class ControllerState:
     gait: GaitState
     references: References
     leg_ref: Array
-    leg_ref_rate: Array
     arm_ref: Array
     arm_ref_rate: Array
     leg_action: Array
@@ -202,7 +201,6 @@ class Controller:
             gait=state,
             references=refs,
             leg_ref=measured.leg_q,
-            leg_ref_rate=jnp.zeros(LEGS),
             arm_ref=measured.arm_q,
             arm_ref_rate=jnp.zeros(ARMS),
             leg_action=jnp.zeros(LEGS),
@@ -272,7 +270,6 @@ class Controller:
         return state.replace(
             references=refs,
             leg_ref=leg_ref,
-            leg_ref_rate=jnp.clip((leg_ref - state.leg_ref) * rate, -20.0, 20.0),
             arm_ref=arm_ref,
             arm_ref_rate=jnp.clip((arm_ref - state.arm_ref) * rate, -6.0, 6.0),
         )

@@ -570,7 +570,6 @@ class ControlEnv:
             hand_pos_error=jnp.linalg.norm(pos, axis=1),
             hand_rot_error=jnp.linalg.norm(rot, axis=1),
             hand_acceleration=(self._hand_velocity(physics) - before.hand_velocity) / CONTROL_DT,
-            arm_q_prior=measured.arm_q - self.controller.stand_arm,
             arm_action=arms,
             arm_action_before=before.controller.arm_action,
             arm_qd=measured.arm_qd,

@@ -30,7 +30,7 @@ class Outcome:
       leg_action, leg_action_before: `(12,)`; leg_torque, leg_qd `(12,)`; leg_over_limit, leg_over_torque `(12,)`.
       gyro: `(3,)` [rad/s].
       hand_pos_error, hand_rot_error: `(2,)` norms [m, rad]; hand_acceleration `(2, 3)` [m/s^2].
-      arm_q_prior: `(14,)` deviation from the nominal posture; arm_action, arm_action_before, arm_qd, arm_qdd `(14,)`;
+      arm_action, arm_action_before, arm_qd, arm_qdd `(14,)`;
         arm_over_limit, arm_over_torque `(14,)`.
       alive: `()` 1 unless the robot fell in this step.
     """
@@ -56,7 +56,6 @@ class Outcome:
     hand_pos_error: Array
     hand_rot_error: Array
     hand_acceleration: Array
-    arm_q_prior: Array
     arm_action: Array
     arm_action_before: Array
     arm_qd: Array
@@ -155,10 +154,6 @@ def hand_position(o: Outcome, *, sigma: float) -> Array:
 
 def hand_orientation(o: Outcome, *, sigma: float) -> Array:
     return jnp.mean(gaussian(o.hand_rot_error**2, sigma))
-
-
-def arm_posture(o: Outcome) -> Array:
-    return jnp.sum(jnp.abs(o.arm_q_prior))
 
 
 def arm_action_rate(o: Outcome) -> Array:

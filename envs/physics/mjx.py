@@ -19,8 +19,8 @@ import numpy as np
 
 from envs.physics import guard
 from envs.physics.base import WARP_DEVICES, ModelParams, PhysicsState
-from envs.physics.native import usable_cores
 from envs.physics.variants import subtree_matrix
+from rdp_jax.machine import usable_cores
 
 with contextlib.redirect_stdout(io.StringIO()):  # without Warp, which is optional, the import prints an error
     from mujoco import mjx

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import os
 import threading
 from collections.abc import Iterator
 
@@ -25,19 +24,13 @@ from envs.physics import guard
 from envs.physics.base import ModelParams, PhysicsState
 from envs.physics.callback import batched_callback
 from envs.physics.variants import ModelTable, params_size
+from rdp_jax.machine import usable_cores
 
 Array = jax.Array
 
 _CTRL = mujoco.mjtState.mjSTATE_CTRL.value
 _EQ_ACTIVE = mujoco.mjtState.mjSTATE_EQ_ACTIVE.value
 _FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS.value
-
-
-def usable_cores() -> int:
-    """Cores this process may run on (a container's limit, not the machine's size)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Pool:

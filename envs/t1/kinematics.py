@@ -237,11 +237,6 @@ def fk_jac(chain: Chain, q: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]
     return pos, jnp.stack(columns, axis=1), jac
 
 
-def jacobian(chain: Chain, q: jax.Array) -> jax.Array:
-    """Geometric Jacobian `(6, n)` of the end site; see `fk_jac`."""
-    return fk_jac(chain, q)[2]
-
-
 # --- leg inverse ----------------------------------------------------------------------------------------------------
 
 
@@ -492,11 +487,6 @@ def mirror_joints(q: jax.Array, signs: np.ndarray) -> jax.Array:
     return q * signs
 
 
-def mirror_signs(chain: Chain) -> np.ndarray:
-    """Signs `(n,)` that `mirror_joints` needs for a chain, from its axes."""
-    return np.where(np.abs(chain.axis[:, 1]) > 0.5, 1, -1).astype(np.float32)
-
-
 def mirror_pos(pos: jax.Array) -> jax.Array:
     """Position(s) `(..., 3)` reflected through the x-z plane; also right for linear velocities and forces."""
     return pos * POSITION_MIRROR
@@ -510,13 +500,3 @@ def mirror_rotvec(v: jax.Array) -> jax.Array:
 def mirror_mat(rot: jax.Array) -> jax.Array:
     """Rotation(s) `(..., 3, 3)` reflected through the x-z plane: both the base and the moving frame are mirrored."""
     return rot * np.outer(POSITION_MIRROR, POSITION_MIRROR)
-
-
-def mirror_quat(q: jax.Array) -> jax.Array:
-    """Quaternion(s) `(..., 4)` reflected through the x-z plane; see `mirror_mat`."""
-    return q * np.array([1, -1, 1, -1], np.float32)
-
-
-def mirror_6d(r: jax.Array) -> jax.Array:
-    """6-D rotation(s) `(..., 6)` (columns x, y) reflected through the x-z plane; see `mirror_mat`."""
-    return r * np.array([1, -1, 1, -1, 1, -1], np.float32)

@@ -52,7 +52,6 @@ class Robot:
       leg_torque_limit, arm_torque_limit: torque limits [N m]; `leg_range`, `arm_range` `(n, 2)` joint ranges [rad].
       kp, kd: `(nu,)` servo gains [N m/rad, N m s/rad].
       sensors: sensor name -> slice of `sensordata`.
-      payload_bodies: `(2,)` body ids whose mass multiplier loads the left and right hand.
     """
 
     leg_qpos: np.ndarray
@@ -74,7 +73,6 @@ class Robot:
     kp: np.ndarray
     kd: np.ndarray
     sensors: dict[str, slice]
-    payload_bodies: np.ndarray
 
     @classmethod
     def from_model(cls, model: mujoco.MjModel) -> Robot:
@@ -125,5 +123,4 @@ class Robot:
             kp=model.actuator_gainprm[:, 0].copy(),
             kd=-model.actuator_biasprm[:, 2].copy(),
             sensors=sensors,
-            payload_bodies=np.array([model.body(f"{s}_payload").id for s in ("left", "right")]),
         )

@@ -119,11 +119,6 @@ def mat_from_yaw(yaw: jax.Array) -> jax.Array:
     return jnp.stack(rows, axis=-2)
 
 
-def mat_yaw_of(m: jax.Array) -> jax.Array:
-    """Heading (...) of rotation matrices `(..., 3, 3)`; see `yaw_of`."""
-    return jnp.arctan2(m[..., 1, 0], m[..., 0, 0])
-
-
 def quat_to_rotvec(q: jax.Array) -> jax.Array:
     """Log map: rotation vector `(..., 3)` (axis times angle, angle in [0, pi]) of unit quaternion(s) `(..., 4)`."""
     q = jnp.where(q[..., :1] < 0, -q, q)  # q and -q are one rotation; take the shorter way round
@@ -184,11 +179,6 @@ def quat_to_6d(q: jax.Array) -> jax.Array:
     return mat_to_6d(quat_to_mat(q))
 
 
-def quat_from_6d(r: jax.Array) -> jax.Array:
-    """Unit quaternion `(..., 4)` of a 6-D representation `(..., 6)`."""
-    return mat_to_quat(mat_from_6d(r))
-
-
 def quat_interpolate(a: jax.Array, b: jax.Array, fraction: jax.Array) -> jax.Array:
     """Spherical interpolation `(..., 4)` at constant turning speed on the shorter arc: `a` at 0, `b` at 1.
 
@@ -196,8 +186,3 @@ def quat_interpolate(a: jax.Array, b: jax.Array, fraction: jax.Array) -> jax.Arr
     """
     step = quat_to_rotvec(quat_mul(quat_conj(a), b))
     return quat_normalize(quat_mul(a, quat_from_rotvec(jnp.asarray(fraction)[..., None] * step)))
-
-
-def mat_interpolate(a: jax.Array, b: jax.Array, fraction: jax.Array) -> jax.Array:
-    """`quat_interpolate` for rotation matrices `(..., 3, 3)`."""
-    return quat_to_mat(quat_interpolate(mat_to_quat(a), mat_to_quat(b), fraction))

@@ -271,8 +271,15 @@ class Hierarchy:
         return self._view(state.task.inner.replace(physics=state.physics))
 
     def _see(self, world: Any, view: View, params: PlannerParams, key: Array) -> Array:
-        exact = self.task.objects(world, view)
+        exact = self._told("objects", self.task.objects(world, view), self.task.object_layout)
         return exact + params.object_noise * jax.random.normal(key, exact.shape)
+
+    def _told(self, method: str, x: Array, layout: Mapping[str, int]) -> Array:
+        """What a method of the task returned.  Raises `ConfigError` if its width is not what its layout says."""
+        width = sum(layout.values())
+        if x.shape != (width,):
+            raise ConfigError(f"{self.task.name}.{method}", f"shape {x.shape}", f"({width},), the sum of its layout")
+        return x
 
     def _robot_frame(self, view: View, command: Command) -> Array:
         """One frame of the robot, in the order of `ROBOT_LAYOUT`."""
@@ -302,7 +309,7 @@ class Hierarchy:
             view.model.friction[None],
             left[None],
             task.stage.astype(jnp.float32)[None],
-            self.task.privileged(task.world, view),
+            self._told("privileged", self.task.privileged(task.world, view), self.task.privileged_layout),
         ]
         return {"actor": task.history.reshape(-1), "critic": jnp.concatenate([task.history[-1], *privileged])}
 

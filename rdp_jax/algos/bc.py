@@ -149,7 +149,7 @@ class Update:
 
         def update(state, data):
             with jax.default_matmul_precision(config.matmul_precision):
-                return self._iterate(state, *data)
+                return self.iterate(state, *data)
 
         self.compiled: Any = parallel.jit(update, mesh, (P(), P()), (P(), P()), donate=(0,))
 
@@ -160,7 +160,7 @@ class Update:
         """Compiled versions; one in a healthy run."""
         return self.compiled._cache_size()
 
-    def _iterate(self, state: LearnerState, train: Data, validation: Data):
+    def iterate(self, state: LearnerState, train: Data, validation: Data):
         size = train.obs.shape[0]
         devices = parallel.size(self.mesh)
         if size < devices:

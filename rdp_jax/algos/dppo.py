@@ -261,6 +261,10 @@ def init(
 ) -> LearnerState:
     """First state of a run that fine-tunes the planner `bundle`.  Raises `ConfigError`."""
     check_layout(config, policy, mesh)
+    executed_steps(policy, env)
+    width = env.spec.obs_dims["actor"]
+    if bundle.obs.lo.shape != (width,):
+        raise ConfigError("bundle", f"width {bundle.obs.lo.shape[0]}", f"a planner for observations of width {width}")
     critic_key, env_key, run_key = jax.random.split(key, 3)
     fresh = starts_of(env, mesh).pool(env_key, config.num_envs, env_params)
 
@@ -321,15 +325,15 @@ class Update(Iteration):
         self.axis = parallel.axis_of(mesh)
         self.executed = executed_steps(policy, env)
         self.rows = self.executed if config.scored == "executed" else policy.shape[0]
-        super().__init__(self._iterate, self.fresh, state_spec(), mesh, config.matmul_precision)
+        super().__init__(self.iterate, self.fresh, state_spec(), mesh, config.matmul_precision)
 
     def fresh(self, state: LearnerState, env_params: Any) -> Any:
         """Fresh starts of this iteration."""
         return starts_of(self.env, self.mesh).pool(self.keys(state)[0], self.config.reset_pool, env_params)
 
-    def _iterate(self, state: LearnerState, env_params: Any, pool: Any):
+    def iterate(self, state: LearnerState, env_params: Any, pool: Any):
         """Body of one iteration, on one device's share of the environments."""
-        env_state, episode, data, stats = self._collect(state, env_params, pool)
+        env_state, episode, data, stats = self.collect(state, env_params, pool)
         state = state.replace(env=env_state, episode=episode)
         new, metrics = self.digest(state, data, self.keys(state)[2])
         return new, {**rollout.summarize(parallel.psum(stats, self.axis)), **metrics}
@@ -346,8 +350,8 @@ class Update(Iteration):
         # on raw observations and the second one on others.
         state = state.replace(normalizer=normalize.merge(state.normalizer, data.obs["critic"], self.axis))
         reward, scale, running = self._scale_rewards(state, data)
-        batch, info = self._prepare(state, data.replace(reward=reward))
-        params, opt_state, skipped, losses = self._learn(state, batch, shuffle_key)
+        batch, info = self.prepare(state, data.replace(reward=reward))
+        params, opt_state, skipped, losses = self.learn(state, batch, shuffle_key)
         new = state.replace(
             params=params,
             average=self._averaged(state, params["actor"]),
@@ -385,7 +389,7 @@ class Update(Iteration):
         factor = jnp.clip(jnp.sqrt(self.config.kl_goal / jnp.maximum(kl, 1e-12)), 1.0 / LR_STEP, LR_STEP)
         return jnp.where(told, state.actor_lr * factor, state.actor_lr)
 
-    def _collect(self, state: LearnerState, env_params: Any, pool: Any):
+    def collect(self, state: LearnerState, env_params: Any, pool: Any):
         """Rolls out with exploration noise; the chains go into `extras`."""
 
         def act(obs, keys):
@@ -425,7 +429,7 @@ class Update(Iteration):
         bound = self.config.reward_clip
         return jnp.clip(data.reward / std, -bound, bound), scale, running
 
-    def _prepare(self, state: LearnerState, data: Transition) -> tuple[Batch, dict[str, Array]]:
+    def prepare(self, state: LearnerState, data: Transition) -> tuple[Batch, dict[str, Array]]:
         """Advantages, normalised observations, and the log-densities before any gradient step."""
         config = self.config
         critic = ResidualCritic(config.critic_sizes)
@@ -538,7 +542,7 @@ class Update(Iteration):
         value = ResidualCritic(self.config.critic_sizes).apply({"params": critic}, obs)
         return 0.5 * jnp.sum(weight * jnp.square(value - target)) / outer.shape[0]
 
-    def _learn(self, state: LearnerState, batch: Batch, key: Array):
+    def learn(self, state: LearnerState, batch: Batch, key: Array):
         """Epochs of minibatches over the rollout `batch (T, B, ...)`."""
         config = self.config
         groups = parallel.local_indices(config.shuffle_groups, self.mesh)

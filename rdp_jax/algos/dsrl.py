@@ -348,7 +348,7 @@ class Update(Iteration):
         self.axis = parallel.axis_of(mesh)
         self.nets = Networks(config, policy, env.spec.obs_dims["critic"])
         self.gamma = config.gamma**executed if config.discount == "step" else config.gamma
-        super().__init__(self._iterate, self.fresh, state_spec(), mesh, config.matmul_precision)
+        super().__init__(self.iterate, self.fresh, state_spec(), mesh, config.matmul_precision)
 
     # --- collecting ------------------------------------------------------------------------------------------------------
 
@@ -360,13 +360,13 @@ class Update(Iteration):
         """Fresh starts of this iteration."""
         return starts_of(self.env, self.mesh).pool(self.keys(state)[0], self.config.reset_pool, env_params)
 
-    def _iterate(self, state: LearnerState, env_params: Any, pool: Any):
+    def iterate(self, state: LearnerState, env_params: Any, pool: Any):
         config = self.config
         _, noise_key, learn_key = self.keys(state)
-        state, stats = self._collect(state, env_params, pool, noise_key)
+        state, stats = self.collect(state, env_params, pool, noise_key)
         warming = state.iteration < config.warmup
         idle = {name: jnp.float32(0.0) for name in self._metric_names()}
-        state, learned = jax.lax.cond(warming, lambda s: (s, idle), lambda s: self._learn(s, learn_key), state)
+        state, learned = jax.lax.cond(warming, lambda s: (s, idle), lambda s: self.learn(s, learn_key), state)
         state = state.replace(iteration=state.iteration + 1)
         metrics = {
             **rollout.summarize(parallel.psum(stats, self.axis)),
@@ -376,7 +376,7 @@ class Update(Iteration):
         }
         return state, metrics
 
-    def _collect(self, state: LearnerState, env_params: Any, pool: Any, noise_key: Array):
+    def collect(self, state: LearnerState, env_params: Any, pool: Any, noise_key: Array):
         """Steps the environments, under the policy's own noise while warming up, and remembers what happened."""
         config = self.config
         indices = parallel.local_indices(config.num_envs, self.mesh)
@@ -428,7 +428,7 @@ class Update(Iteration):
         names = ("loss/critic", "loss/actor", "policy/entropy", "policy/alpha", "value/mean", "value/target")
         return (*names, "loss/distillation") if self.config.variant == "na" else names
 
-    def _learn(self, state: LearnerState, key: Array) -> tuple[LearnerState, dict[str, Array]]:
+    def learn(self, state: LearnerState, key: Array) -> tuple[LearnerState, dict[str, Array]]:
         config = self.config
         keys = jax.random.split(key, config.updates + config.distillations)
         moving = state.iteration >= config.warmup + config.critic_warmup

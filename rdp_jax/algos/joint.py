@@ -243,7 +243,7 @@ class Update:
         """Compiled versions of the phase that has most; one in a healthy run."""
         return max(phase.cache_size() for phase in self.phases.values())
 
-    def _watched(self, x: Array) -> Array:
+    def watched(self, x: Array) -> Array:
         """Rows `(B, ...)` of the recorded environments: the first of each shuffle group, so the same ones on any device."""
         grouped = x.reshape(self.groups, -1, *x.shape[1:])[:, : self.each]
         return grouped.reshape(-1, *x.shape[1:])
@@ -265,7 +265,7 @@ class Update:
             params = env_params.replace(controller=controller_of(state))
             if phase == "planner":
                 with self._as_planner():
-                    planner, metrics = self.planner._iterate(state.planner, params, pool)
+                    planner, metrics = self.planner.iterate(state.planner, params, pool)
                 parts = state.parts
             else:
                 planner, parts, metrics = self._both(state, params, pool, plan_learns=phase == "both")
@@ -315,7 +315,7 @@ class Update:
                 draw = jax.vmap(lambda k, i=i, w=width: jax.random.normal(jax.random.fold_in(k, 1000 + i), (ticks, w)))
                 noise[name] = stds[name] * draw(keys)
             out, seen = self.env.step_recorded(pool, env_state, action, params, noise)
-            return out, jax.tree.map(self._watched, seen)
+            return out, jax.tree.map(self.watched, seen)
 
         keys = self.planner.step_keys(self.keys(state)[1])
         env, episode, data, stats = rollout.collect(
@@ -335,7 +335,7 @@ class Update:
     ) -> tuple[dict[str, ppo.LearnerState], dict[str, Array]]:
         """What each part of the controller learns from a rollout of `collect`, and from those `rehearsed` (part -> rollout)."""
         seen = data.extras[1]
-        done = jax.vmap(self._watched)(data.terminated | data.truncated)
+        done = jax.vmap(self.watched)(data.terminated | data.truncated)
         learners, metrics = {}, {}
         for i, (name, part) in enumerate(parts.items()):
             rollout_of_part, live = transition(seen, done, name)

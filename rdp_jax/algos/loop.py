@@ -22,7 +22,6 @@ class LoopConfig:
     max_wall_s: float = ranged(
         0.0, 0.0, 1e9, "stop after this much time even if iterations are left; 0 for no limit", "s"
     )
-    log_every: int = ranged(1, 1, 10**9, "iterations between lines of metrics")
     eval_every: int = ranged(0, 0, 10**9, "iterations between evaluations; 0 for never")
 
 
@@ -82,7 +81,7 @@ def train(
             metrics["time/iteration_s"] = now - started
             if evaluate and config.eval_every and iteration % config.eval_every == 0:
                 metrics |= {f"eval/{name}": value for name, value in evaluate(state).items()}
-            if run and (iteration % config.log_every == 0 or iteration == config.iterations):
+            if run:
                 run.log(iteration, metrics)
             if run and now - saved >= config.save_every_s:
                 run.save(iteration, state)

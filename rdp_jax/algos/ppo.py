@@ -117,7 +117,7 @@ class LearnerState:
 
 @struct.dataclass
 class Batch:
-    """Samples of the loss, `(N, ...)`; observations normalised."""
+    """Samples of the loss, `(N, ...)`; observations normalised.  `live (N,)` marks those that count, None: all do."""
 
     actor_obs: Array
     critic_obs: Array
@@ -126,6 +126,7 @@ class Batch:
     mean: Array
     advantage: Array
     target: Array
+    live: Array | None = None
 
 
 def state_spec() -> LearnerState:
@@ -209,7 +210,7 @@ class Update(Iteration):
         check_layout(config, mesh)
         starts = starts_of(env, mesh)
         super().__init__(
-            lambda state, params, pool: _iterate(config, env, mesh, state, params, pool),
+            lambda state, params, pool: iterate(config, env, mesh, state, params, pool),
             lambda state, params: starts.pool(keys(state)[0], config.reset_pool, params),
             state_spec(),
             mesh,
@@ -268,7 +269,7 @@ def _roll_out(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: Learn
     return env_state, episode, data, rollout.summarize(parallel.psum(stats, parallel.axis_of(mesh)))
 
 
-def _iterate(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: LearnerState, env_params: Any, pool: Any):
+def iterate(config: PPOConfig, env: VectorEnv, mesh: Mesh | None, state: LearnerState, env_params: Any, pool: Any):
     """Body of `Update`, on one device's share of the environments."""
     env_state, episode, data, seen = _roll_out(config, env, mesh, state, env_params, pool)
     new, metrics = digest(config, mesh, state.replace(env=env_state, episode=episode), data, keys(state)[2])
@@ -286,22 +287,22 @@ def digest(
 ) -> tuple[LearnerState, dict[str, Array]]:
     """Learns from a rollout `(T, B, ...)` that `state.params` collected, wherever it came from; counts as one iteration.
 
-    `live (T, B)` bool marks the steps that happened (all of them if left out); the others have no advantage, and their
-    value before the update as its target.  `beside` is a rollout of other environments `(T', B', ...)`: every minibatch has its
-    share of both, advantages are standardised in each apart.
+    `live (T, B)` bool marks the steps that happened (all of them if left out); the others count for nothing.  `beside` is
+    a rollout of other environments `(T', B', ...)`: every minibatch has its share of both, advantages are standardised in each
+    apart.
     """
     axis = parallel.axis_of(mesh)
     # Nobody acts on the critic's statistics, so they take a rollout in before it is valued: else the first one would be seen raw.
     for seen in [data] if beside is None else [data, beside]:
-        state = _observed(state, seen, "critic", axis)
-    batch, value_metrics = _prepare(config, axis, state, data, live)
+        state = _observed(state, seen, "critic", axis, live if seen is data else None)
+    batch, value_metrics = prepare(config, axis, state, data, live)
     batches = [batch]
     if beside is not None:
-        other, metrics = _prepare(config, axis, state, beside, None)
-        batches.append(other)
+        other, metrics = prepare(config, axis, state, beside, None)
+        batches.append(other if live is None else other.replace(live=jnp.ones(other.target.shape, bool)))
         value_metrics |= {name.replace("value/", "rehearsal/"): value for name, value in metrics.items()}
-    params, opt_state, lr, skipped, loss_metrics = _learn(config, mesh, state, batches, key)
-    new = state if config.frozen_statistics else _observed(state, data, "actor", axis)
+    params, opt_state, lr, skipped, loss_metrics = learn(config, mesh, state, batches, key)
+    new = state if config.frozen_statistics else _observed(state, data, "actor", axis, live)
     new = new.replace(
         params=params,
         opt_state=opt_state,
@@ -319,13 +320,13 @@ def digest(
     return new, metrics
 
 
-def _observed(state: LearnerState, data: Transition, group: str, axis: str | None) -> LearnerState:
+def _observed(state: LearnerState, data: Transition, group: str, axis: str | None, live: Array | None) -> LearnerState:
     """`state` with the rollout in the statistics of one group of observations."""
-    merged = normalize.merge(state.normalizer[group], data.obs[group], axis)
+    merged = normalize.merge(state.normalizer[group], data.obs[group], axis, live)
     return state.replace(normalizer={**state.normalizer, group: merged})
 
 
-def _prepare(
+def prepare(
     config: PPOConfig, axis: str | None, state: LearnerState, data: Transition, live: Array | None
 ) -> tuple[Batch, dict]:
     """Values, advantages and normalised observations of a rollout `(T, B, ...)`."""
@@ -337,26 +338,24 @@ def _prepare(
     advantage, target = gae(
         data.reward, value, next_value, data.terminated, data.truncated, config.gamma, config.gae_lambda
     )
-    if live is not None:
-        advantage, target = jnp.where(live, advantage, 0.0), jnp.where(live, target, value)
-    mean, variance = parallel.moments(advantage, axis)
-    _, unexplained = parallel.moments(target - value, axis)
-    target_mean, target_variance = parallel.moments(target, axis)
+    mean, variance = parallel.moments(advantage, axis, live)
+    _, unexplained = parallel.moments(target - value, axis, live)
+    target_mean, target_variance = parallel.moments(target, axis, live)
     actor_obs = normalize.apply(state.normalizer["actor"], data.obs["actor"])
     # Scored here, once, by the loss's own function and in blocks of a minibatch's size, not inside the rollout: XLA picks
     # another kernel for another number of rows, and the first ratio would be 1 +- 1e-6 instead of 1.
     log_prob, policy_mean = minibatch.in_blocks(
         lambda block: score(state.params["actor"], *block)[:2], (actor_obs, data.action), config.minibatches
     )
-    standard = (advantage - mean) / (jnp.sqrt(variance) + 1e-8)
     batch = Batch(
         actor_obs=actor_obs,
         critic_obs=critic_obs,
         action=data.action,
         log_prob=log_prob,
         mean=policy_mean,
-        advantage=standard if live is None else jnp.where(live, standard, 0.0),
+        advantage=(advantage - mean) / (jnp.sqrt(variance) + 1e-8),
         target=target,
+        live=live,
     )
     explained = 1.0 - unexplained / jnp.maximum(target_variance, 1e-12)
     return batch, {"value/explained_variance": explained, "value/target_mean": target_mean}
@@ -368,22 +367,34 @@ def score(actor: Mapping, obs: Array, action: Array) -> tuple[Array, Array, Arra
     return gaussian.log_prob(action, mean, log_std), mean, log_std
 
 
-def loss(config: PPOConfig, old_log_std: Array, params: Mapping, batch: Batch) -> tuple[Array, dict[str, Array]]:
-    """PPO loss of a minibatch `(N, ...)`, and what is worth logging about it."""
+def loss(
+    config: PPOConfig, old_log_std: Array, params: Mapping, batch: Batch, axis: str | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """PPO loss of a minibatch `(N, ...)`, and what is worth logging about it.
+
+    The mean of the losses on all devices of mesh axis `axis` is that of the samples that count.
+    """
     log_prob, mean, log_std = score(params["actor"], batch.actor_obs, batch.action)
+
+    def average(x: Array) -> Array:
+        if batch.live is None:
+            return x.mean(dtype=jnp.float32)
+        count = parallel.pmean(batch.live.sum(dtype=jnp.float32), axis)
+        return x.sum(where=batch.live, dtype=jnp.float32) / jnp.maximum(count, 1.0)
+
     chex.assert_equal_shape([log_prob, batch.log_prob, batch.advantage])
     ratio = jnp.exp(jnp.clip(log_prob - batch.log_prob, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
-    policy_loss = -jnp.minimum(ratio * batch.advantage, clipped * batch.advantage).mean()
-    value_loss = jnp.square(mlp.apply_critic(params["critic"], batch.critic_obs) - batch.target).mean()
+    policy_loss = -average(jnp.minimum(ratio * batch.advantage, clipped * batch.advantage))
+    value_loss = average(jnp.square(mlp.apply_critic(params["critic"], batch.critic_obs) - batch.target))
     entropy = gaussian.entropy(log_std)
     total = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
     return total, {
         "loss/policy": policy_loss,
         "loss/value": value_loss,
         "policy/entropy": entropy,
-        "policy/kl": gaussian.kl(batch.mean, old_log_std, mean, log_std).mean(),
-        "policy/clip_fraction": (jnp.abs(ratio - 1.0) > config.clip).mean(dtype=jnp.float32),
+        "policy/kl": average(gaussian.kl(batch.mean, old_log_std, mean, log_std)),
+        "policy/clip_fraction": average(jnp.abs(ratio - 1.0) > config.clip),
         "policy/ratio_error": jnp.abs(ratio - 1.0).max(),
     }
 
@@ -394,7 +405,7 @@ def adapt_lr(config: PPOConfig, lr: Array, kl: Array) -> Array:
     return jnp.clip(lr, config.lr_min, config.lr_max)
 
 
-def _learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batches: list[Batch], key: Array):
+def learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batches: list[Batch], key: Array):
     """Epochs of minibatches over all of the rollouts, each `(T, B, ...)` of its own."""
     axis = parallel.axis_of(mesh)
     group_ids = parallel.local_indices(config.shuffle_groups, mesh)
@@ -407,7 +418,7 @@ def _learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batches: l
 
     def step(carry, minibatch_data):
         params, opt_state, lr, skipped = carry
-        grad_fn = jax.value_and_grad(lambda p: loss(config, old_log_std, p, minibatch_data), has_aux=True)
+        grad_fn = jax.value_and_grad(lambda p: loss(config, old_log_std, p, minibatch_data, axis), has_aux=True)
         (total, info), grads = grad_fn(params)
         ratio_error = parallel.pmax(info.pop("policy/ratio_error"), axis)
         total, info, grads = parallel.pmean((total, info, grads), axis)

@@ -67,12 +67,14 @@ def windows(
       pad_end: `none` keeps windows whose actions lie within the episode (DPPO); `repeat` goes on with the last action.
 
     Raises:
-      DataError: no episode is long enough.
+      DataError: there is no episode, or none is long enough.
     """
     if pad_end not in PAD_END:
         raise ConfigError("pad_end", pad_end, " | ".join(PAD_END))
     obs, action = [], []
     chosen = np.arange(len(episodes)) if only is None else only
+    if not len(chosen):
+        raise DataError("no episode to take windows of")
     for start, length in zip(episodes.starts[chosen], episodes.length[chosen]):
         count = length if pad_end == "repeat" else length - horizon + 1
         now = np.arange(max(count, 0))[:, None]

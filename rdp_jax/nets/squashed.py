@@ -15,7 +15,6 @@ from rdp_jax.nets import gaussian
 
 Array = jax.Array
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
-ATANH_MAX = 1.0 - 1e-6
 
 
 class NormMLP(nn.Module):

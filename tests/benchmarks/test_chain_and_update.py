@@ -34,7 +34,7 @@ def test_the_limit_is_the_products_of_a_pass():
 
 
 def test_missing_peer_is_said(monkeypatch):
-    monkeypatch.setattr(diffusion, "MISSING", "no torch here")
+    monkeypatch.setattr(diffusion, "torch_missing", lambda: "no torch here")
     missing = {case.name: case.missing for case in diffusion.chain(envs=(2,), cases=("jax", "torch"))}
     assert missing == {"jax_2": None, "torch_2": "no torch here"}
 

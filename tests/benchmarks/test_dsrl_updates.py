@@ -10,7 +10,7 @@ from rdp_jax.algos.dsrl import DSRLConfig
 from rdp_jax.config import ConfigError
 from rdp_jax.planner import Dims
 from rdp_jax.steer import PlannerBase
-from train.task_args import gym_planner
+from train.presets import gym_planner
 
 TINY = {"updates": 3, "distillations": 2, "batch": 8, "sizes": (16, 16), "rows": 64}
 
@@ -33,7 +33,7 @@ def test_a_call_moves_every_network_once_per_step():
 
 
 def test_missing_peer_is_said(monkeypatch):
-    monkeypatch.setattr(dsrl, "MISSING", "no torch here")
+    monkeypatch.setattr(dsrl, "torch_missing", lambda: "no torch here")
     settings = {**runner.SCENARIOS["dsrl"].defaults, **TINY}
     assert {case.name: case.missing for case in dsrl.setup(**settings)} == {"jax": None, "torch": "no torch here"}
 

@@ -54,7 +54,7 @@ def test_cases_take_turns_and_the_result_is_written(tmp_path):
     assert result["ratios"]["a_over_b"]["met"] is True
     assert result["ratios"]["never"]["met"] is None
     assert result["peak_memory_bytes"]["process"] > 1 << 20
-    assert {"cpu", "cores", "versions", "revision", "platform"} <= set(result["machine"])
+    assert {"cpu", "cores", "versions", "git", "peers", "platform"} <= set(result["machine"])
 
 
 @pytest.mark.usefixtures("toy")

@@ -12,7 +12,7 @@ from flax import struct
 from envs.experts.clumsy import MEMORY, SLIP, STEPS, STUMBLE, STUMBLES, Clumsy
 from envs.tasks.command import ACTION_DIM
 from envs.tasks.hierarchy import METRICS
-from train.rollouts import ClumsyPlayer, Theatre
+from train.rollouts import ClumsyPlayer, EpisodeRunner
 
 MEANT = jnp.linspace(-1.0, 1.0, ACTION_DIM)
 
@@ -31,7 +31,7 @@ class Steady:
 
 @struct.dataclass
 class Plain:
-    """As much of `envs.core.State` as a `Theatre` looks at."""
+    """As much of `envs.core.State` as a `EpisodeRunner` looks at."""
 
     physics: Any
     task: Any
@@ -66,8 +66,8 @@ class Diary:
 
 def play(scale: float, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Executed and recorded actions `(199, count, 23)`."""
-    theatre = Theatre(Diary(), ClumsyPlayer(Steady(), scale), record=True)
-    played = theatre.play(jax.random.key(3), np.arange(count), ())
+    runner = EpisodeRunner(Diary(), ClumsyPlayer(Steady(), scale), record=True)
+    played = runner.play(jax.random.key(3), np.arange(count), ())
     return played.qpos[1:], played.actions[:-1]
 
 

@@ -37,7 +37,6 @@ def perfect() -> Outcome:
         hand_pos_error=z(2),
         hand_rot_error=z(2),
         hand_acceleration=z((2, 3)),
-        arm_q_prior=z(14),
         arm_action=z(14),
         arm_action_before=z(14),
         arm_qd=z(14),

@@ -9,8 +9,8 @@ import pytest
 from envs.tasks.catalog import make_expert, make_task
 from envs.tasks.door import HALF_WIDTH, LEVER_MAX, PAST, RELEASE, THICK
 from envs.tasks.hierarchy import Hierarchy
-from train.controller import act, load_part
-from train.rollouts import ExpertPlayer, Theatre, report
+from train.controller_weights import act, load_part
+from train.rollouts import EpisodeRunner, ExpertPlayer, report
 
 
 @pytest.fixture(scope="session")
@@ -124,8 +124,8 @@ def test_what_is_seen_of_the_door(door, start):
 
 def test_the_expert_goes_through(door, start):
     _, params = start
-    theatre = Theatre(door, ExpertPlayer(make_expert("door", door)), record=True)
-    played = theatre.play(jax.random.key(3), np.arange(6), params)
+    runner = EpisodeRunner(door, ExpertPlayer(make_expert("door", door)), record=True)
+    played = runner.play(jax.random.key(3), np.arange(6), params)
     found = report(door, played)
     assert found["success_rate"] >= 0.8
     i = int(np.argmax(played.success))

@@ -91,7 +91,6 @@ def test_jacobian_matches_derivative(chains, limb):
     chain = chains[limb]
     q = uniform(chain, 20, seed=2)
     _, rot, jac = jax.vmap(lambda x: kin.fk_jac(chain, x))(q)
-    np.testing.assert_array_equal(jac, jax.vmap(lambda x: kin.jacobian(chain, x))(q))
     dpos, drot = jax.vmap(jax.jacfwd(lambda x: kin.fk(chain, x)))(q)
     np.testing.assert_allclose(jac[:, :3], dpos, atol=1e-5)
     spin = np.einsum("bijn,bkj->bikn", drot, rot)  # skew matrix of the angular velocity per joint
@@ -262,7 +261,7 @@ def test_arm_ik_uses_the_free_joint_for_the_nominal_posture(chains):
 @pytest.mark.parametrize(("limb", "signs"), [("arm", kin.ARM_MIRROR), ("leg", kin.LEG_MIRROR)])
 def test_mirror(chains, limb, signs):
     left, right = chains[f"left_{limb}"], chains[f"right_{limb}"]
-    np.testing.assert_array_equal(kin.mirror_signs(left), signs)
+    np.testing.assert_array_equal(np.where(np.abs(left.axis[:, 1]) > 0.5, 1, -1), signs)
     bounds = np.sort(np.stack([signs * left.lower, signs * left.upper]), axis=0)
     np.testing.assert_allclose(np.stack([right.lower, right.upper]), bounds, atol=1e-6)
     q = uniform(left, 100, seed=8)
@@ -270,9 +269,6 @@ def test_mirror(chains, limb, signs):
     mirrored_pos, mirrored_rot = batch_fk(right, kin.mirror_joints(q, signs))
     np.testing.assert_allclose(mirrored_pos, kin.mirror_pos(pos), atol=1e-5)
     np.testing.assert_allclose(mirrored_rot, kin.mirror_mat(rot), atol=1e-5)
-    np.testing.assert_allclose(kin.mirror_6d(rot3.mat_to_6d(rot)), rot3.mat_to_6d(mirrored_rot), atol=1e-5)
-    quat = kin.mirror_quat(rot3.mat_to_quat(rot))
-    np.testing.assert_allclose(rot3.quat_to_mat(quat), mirrored_rot, atol=1e-5)
     turn = jnp.asarray(np.random.default_rng(9).normal(size=(10, 3)), jnp.float32)
     np.testing.assert_allclose(
         rot3.mat_from_rotvec(kin.mirror_rotvec(turn)), kin.mirror_mat(rot3.mat_from_rotvec(turn)), atol=1e-5

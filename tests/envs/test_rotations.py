@@ -50,7 +50,7 @@ def test_matrix_round_trip_at_every_angle():
     back = rot.mat_to_quat(rot.quat_to_mat(q))
     same_rotation(back, q)
     assert np.all(back[:, 0] >= 0)
-    same_rotation(rot.quat_from_6d(rot.quat_to_6d(q)), q)
+    same_rotation(rot.mat_to_quat(rot.mat_from_6d(rot.quat_to_6d(q))), q)
 
 
 @settings(max_examples=100, deadline=None)
@@ -80,7 +80,6 @@ def test_yaw(yaw):
     q = rot.quat_from_yaw(jnp.float32(yaw))
     np.testing.assert_allclose(rot.yaw_of(q), yaw, atol=1e-5)
     np.testing.assert_allclose(rot.quat_to_mat(q), rot.mat_from_yaw(jnp.float32(yaw)), atol=1e-6)
-    np.testing.assert_allclose(rot.mat_yaw_of(rot.quat_to_mat(q)), yaw, atol=1e-5)
     tilt = rot.quat_from_rotvec(jnp.asarray([0.3, 0.0, 0.0]))  # rolling about the own x axis keeps the heading
     np.testing.assert_allclose(rot.yaw_of(rot.quat_mul(q, tilt)), yaw, atol=1e-5)
 
@@ -119,8 +118,6 @@ def test_interpolation(flip):
     part = rot.quat_interpolate(a, flip * b, jnp.full(100, 0.3))
     turned = np.linalg.norm(rot.quat_to_rotvec(rot.quat_mul(rot.quat_conj(a), part)), axis=-1)
     np.testing.assert_allclose(turned, 0.3 * total, atol=1e-3)
-    mats = rot.mat_interpolate(rot.quat_to_mat(a), rot.quat_to_mat(b), 0.3)
-    np.testing.assert_allclose(mats, rot.quat_to_mat(part), atol=1e-4)
 
 
 def test_degenerate_quaternion_and_dtype():

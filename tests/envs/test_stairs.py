@@ -21,8 +21,8 @@ from envs.tasks.hierarchy import PRIVILEGED_LAYOUT, Hierarchy
 from envs.tasks.pickup import LIFT
 from envs.tasks.stairs import BEFORE, BETWEEN, HALF_WIDTH, LEDGE, RISE, SHELF_HALF, SHELF_HEIGHT, Stairs
 from envs.tasks.start import place_robot
-from train.controller import act, load_part
-from train.rollouts import ExpertPlayer, Theatre, report
+from train.controller_weights import act, load_part
+from train.rollouts import EpisodeRunner, ExpertPlayer, report
 
 GRASP = jnp.asarray([0.16, 0.0, SHELF_HEIGHT + 0.5 * EDGE, 1, 0, 0, 0], jnp.float32)
 
@@ -269,8 +269,8 @@ def test_the_expert_climbs_on_feet_that_follow(stairs, start):
 
 @pytest.mark.slow
 def test_the_expert_retrieves_the_box(stairs, start):
-    theatre = Theatre(stairs, ExpertPlayer(make_expert("stairs", stairs)), record=True)
-    played = theatre.play(jax.random.key(3), np.arange(8), start[1])
+    runner = EpisodeRunner(stairs, ExpertPlayer(make_expert("stairs", stairs)), record=True)
+    played = runner.play(jax.random.key(3), np.arange(8), start[1])
     assert report(stairs, played)["success_rate"] >= 0.6
     i = int(np.argmax(played.success))
     qpos = played.qpos[: played.steps[i], i]

@@ -20,8 +20,8 @@ from envs.tasks.start import Obstacle, Start, place_robot
 from envs.tasks.transport import GOAL_EDGE
 from envs.toy import Toy
 from rdp_jax.config import ConfigError
-from train.controller import act, load_part
-from train.rollouts import ExpertPlayer, Theatre, report
+from train.controller_weights import act, load_part
+from train.rollouts import EpisodeRunner, ExpertPlayer, report
 
 
 @pytest.fixture(scope="session")
@@ -277,8 +277,8 @@ def test_a_box_that_juts_out_over_the_goal_table_falls_only_past_its_middle(insi
 
 def test_the_expert_picks_the_box_up(pickup, start):
     _, params = start
-    theatre = Theatre(pickup, ExpertPlayer(make_expert("pickup", pickup)), record=True)
-    played = theatre.play(jax.random.key(7), np.arange(8), params)
+    runner = EpisodeRunner(pickup, ExpertPlayer(make_expert("pickup", pickup)), record=True)
+    played = runner.play(jax.random.key(7), np.arange(8), params)
     found = report(pickup, played)
     assert found["success_rate"] >= 0.6 and found["trials"] == 8
     assert played.frames.shape[1:] == (8, pickup.frame_dim) and played.actions.shape[2] == ACTION_DIM

@@ -53,6 +53,15 @@ def test_devices_sum():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
 
 
+def test_only_rows_that_count_are_merged():
+    data, where = batches()[2], np.random.default_rng(5).random(len(batches()[2])) < 0.5
+    start = normalize.merge(normalize.create(3), jnp.array(batches()[0]))
+    wild = jnp.where(where[:, None], data, jnp.nan)
+    got, expected = normalize.merge(start, wild, where=where), normalize.merge(start, jnp.array(data[where]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
+    jax.tree.map(np.testing.assert_array_equal, normalize.merge(start, wild, where=np.zeros(len(data), bool)), start)
+
+
 def test_apply_clips_and_survives_no_data_and_constants():
     empty = normalize.create(2)
     np.testing.assert_array_equal(normalize.apply(empty, jnp.array([50.0, -0.5])), [normalize.CLIP, -0.5])

@@ -288,7 +288,7 @@ def test_the_critic_has_a_lambda_of_its_own(vector, updated):
     prepared = []
     for own in (0.95, 0.0):
         update = dppo.Update(dataclasses.replace(DPPO, num_envs=4, value_lambda=own), whole.policy, vector)
-        prepared.append(jax.jit(update._prepare)(state, data)[0])
+        prepared.append(jax.jit(update.prepare)(state, data)[0])
     one, other = prepared
     np.testing.assert_array_equal(one.advantage, other.advantage)
     assert float(jnp.abs(one.target - other.target).max()) > 0.1

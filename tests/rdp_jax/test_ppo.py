@@ -25,6 +25,40 @@ def numbers(tree):
     return [np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_what_did_not_happen_counts_for_nothing(tiny, tiny_state, env, devices):
+    """Whatever stands there.  Each step's end bootstraps, so that none reaches across one that did not happen."""
+    rng = np.random.default_rng(0)
+    shape = (tiny.unroll_length, tiny.num_envs)
+    draw = lambda *tail: jnp.array(rng.normal(size=(*shape, *tail)), jnp.float32)  # noqa: E731
+    widths = {name: norm.mean.shape[0] for name, norm in tiny_state.normalizer.items()}
+    obs = {name: draw(width) for name, width in widths.items()}
+    ends = jnp.ones(shape, bool)
+    data = Transition(obs, draw(2), draw(), ~ends, ends, draw(widths["critic"]), ())
+    live = jnp.array(rng.random(shape) < 0.6)
+    mesh = parallel.make_mesh(devices)
+    config = dataclasses.replace(tiny, frozen_statistics=False, shuffle_groups=4)
+
+    def learned(fill):
+        there = jax.tree.map(lambda x: jnp.where(live.reshape(*shape, *[1] * (x.ndim - 2)), x, fill), data)
+        there = there.replace(terminated=data.terminated, truncated=data.truncated)
+        axis = parallel.P(None, parallel.AXIS)
+        digest = parallel.shard(
+            lambda s, d, m: ppo.digest(config, mesh, s, d, jax.random.key(1), m),
+            mesh,
+            (ppo.state_spec(), axis, axis),
+            (ppo.state_spec(), parallel.P()),
+        )
+        return jax.jit(digest)(copy(tiny_state), there, live)
+
+    (state, metrics), (other, same) = learned(0.0), learned(1e3)
+    for a, b in zip(numbers((state.params, state.normalizer)), numbers((other.params, other.normalizer)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert float(state.normalizer["actor"].count) == float(live.sum())
+    for name in ("policy/kl_last", "value/target_mean", "value/explained_variance"):
+        np.testing.assert_allclose(metrics[name], same[name], rtol=1e-4, atol=1e-6)
+
+
 def test_first_ratio_is_exactly_one_and_later_ones_are_not(tiny, tiny_update, tiny_state, env):
     state, errors, kls = tiny_state, [], []
     for _ in range(4):

@@ -47,6 +47,36 @@ def test_wrappers_of_one_environment_share_one_program_and_others_do_not():
     assert starts_of(AutoReset(env), parallel.make_mesh(2)) is not first
 
 
+class Near(AutoReset):
+    """Begins elsewhere."""
+
+    def reset(self, keys, params):
+        state = super().reset(keys, params)
+        return state.replace(obs={name: x + 7.0 for name, x in state.obs.items()})
+
+
+class Delegating:
+    """A wrapper as others write them."""
+
+    def __init__(self, env):
+        self.env = env
+
+    def __getattr__(self, name):
+        return getattr(self.env, name)
+
+    def reset(self, keys, params):
+        return Near.reset(self.env, keys, params)
+
+
+def test_a_wrapper_that_resets_in_its_own_way_has_its_own_starts():
+    env = AutoReset(Toy())
+    usual = starts_of(env)
+    for own in (Near(env.env), Delegating(Near(env.env))):
+        assert starts_of(own) is not usual and starts_of(own) is starts_of(own)
+        params, keys = env.default_params(), jax.random.split(jax.random.key(4), 3)
+        np.testing.assert_array_equal(rows(starts_of(own)(keys, params)), rows(own.reset(keys, params)))
+
+
 def test_devices_change_nothing():
     env, mesh = AutoReset(Toy()), parallel.make_mesh(4)
     alone, together = (Starts(env, m).pool(jax.random.key(3), 10, env.default_params()) for m in (None, mesh))

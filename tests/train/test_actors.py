@@ -18,8 +18,9 @@ from rdp_jax.nets.mlp import GaussianActor
 from rdp_jax.planner import Dims, save
 from rdp_jax.steer import NoiseActor, PlannerBase, learned
 from train.actors import CORRECTION, NOISE_ACTOR, find_actor
+from train.presets import task_dsrl
 from train.sampling import with_first_std
-from train.task_args import EvalArgs, task_dsrl
+from train.task_args import EvalArgs
 from train.tasks import check_fits, find_planner, weights_of, with_std_as_data
 
 

@@ -14,19 +14,9 @@ from rdp_jax.planner import Planner
 from train import cli
 from train.attempt import Attempt
 from train.keeping import CHOOSING
+from train.presets import residual_ppo, task_dppo, task_dsrl, task_planner
 from train.sampling import with_first_std
-from train.task_args import (
-    CollectArgs,
-    DSRLArgs,
-    FinetuneArgs,
-    PlayArgs,
-    PretrainArgs,
-    RefineArgs,
-    residual_ppo,
-    task_dppo,
-    task_dsrl,
-    task_planner,
-)
+from train.task_args import CollectArgs, DSRLArgs, FinetuneArgs, PlayArgs, PretrainArgs, RefineArgs
 
 HERE = Path(__file__)  # a file; nobody reads it
 PLANNER = task_planner()

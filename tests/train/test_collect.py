@@ -13,7 +13,7 @@ from rdp_jax.data import episodes as E
 from train import collect
 from train.cli import main
 from train.collect import _previous
-from train.controller import shipped
+from train.controller_weights import shipped
 from train.demonstrations import FILE, recipe_of, taken
 from train.pretrain import load_demonstrations
 from train.task_args import CollectArgs, PretrainArgs

@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     """Two iterations at once, and one and one."""
     out = tmp_path_factory.mktemp("controller")
     assert main([*TRAIN, "--iterations", "2", "--out", str(out / "straight")]) == 0
-    assert main([*TRAIN, "--iterations", "1", "--out", str(out / "parts")]) == 0
+    assert main([*TRAIN, "--iterations", "1", "--out", str(out / "parts"), "--tensorboard"]) == 0
     assert main([*TRAIN, "--iterations", "2", "--out", str(out / "parts"), "--resume"]) == 0
     return out
 
@@ -43,6 +43,7 @@ def test_one_and_one_iteration_are_two(trained):
     straight, parts = (load_weights(trained / name / "hands.safetensors")[0] for name in ("straight", "parts"))
     jax.tree.map(np.testing.assert_array_equal, straight, parts)
     told = json.loads((trained / "parts" / "summary.json").read_text())["metrics"]
+    assert any((trained / "parts" / "tensorboard").iterdir()) and not (trained / "straight" / "tensorboard").exists()
     assert told["iterations"] == 2 and told["total_env_steps"] == 2 * 4 * 4
 
 
@@ -58,7 +59,7 @@ def test_a_last_batch_that_is_not_full_counts_as_it_is(trained, capsys):
 
 
 def test_hands_of_other_widths_are_refused_before_anything_is_compiled(trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("train.controller.ppo.init", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr("train.controller_train.ppo.init", lambda *_: pytest.fail("compiled"))
     words = [*TRAIN, "--init", str(trained / "straight" / "hands.safetensors"), "--ppo.actor-sizes", "8", "8"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert "hidden widths (8, 8)" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from rdp_jax.checkpoint import load_weights, save_weights
 from rdp_jax.config import ConfigError
 from rdp_jax.nets.mlp import GaussianActor
 from train.cli import main
-from train.controller import act, load_part, shipped, start_from
+from train.controller_weights import act, load_part, shipped, start_from
 
 
 def test_weights_of_the_other_part_are_refused_by_the_name_of_their_flag():

@@ -20,7 +20,7 @@ from rdp_jax.planner import Bundle, Dims, Planner, make_policy, save
 from rdp_jax.steer import PlannerBase
 from train import cli
 from train.actors import NOISE_ACTOR
-from train.task_args import gym_planner, task_dsrl
+from train.presets import gym_planner, task_dsrl
 from train.tasks import find_planner
 
 

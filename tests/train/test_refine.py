@@ -13,7 +13,7 @@ from rdp_jax.checkpoint import load_weights
 from rdp_jax.config import ConfigError, validate
 from rdp_jax.planner import load
 from train.cli import main
-from train.controller import load_part
+from train.controller_weights import load_part
 from train.learning import Pace
 from train.refine import Curriculum, check_parts, check_std, quieter, rehearsals
 from train.task_args import RefineArgs

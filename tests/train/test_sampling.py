@@ -7,8 +7,9 @@ import pytest
 from rdp_jax.config import ConfigError
 from rdp_jax.nets.build import NetConfig
 from rdp_jax.planner import Planner, PlannerConfig
+from train.presets import gym_planner, task_planner
 from train.sampling import alike, as_asked, exploring, with_first_std, with_noise
-from train.task_args import EvalArgs, gym_planner, task_planner
+from train.task_args import EvalArgs
 
 
 def planner(config: PlannerConfig) -> Planner:

@@ -31,7 +31,7 @@ from train.cli import main
 from train.collect import _previous
 from train.demonstrations import FILE, from_played
 from train.pretrain import load_demonstrations, normalised
-from train.rollouts import Theatre
+from train.rollouts import EpisodeRunner
 from train.task_args import CollectArgs, PretrainArgs, TeleopArgs
 from train.tasks import HumanoidStage
 from train.teleop import STREAM, Shelf
@@ -173,11 +173,11 @@ def test_a_demonstration_is_what_collect_would_record(robot, recorded):
     assert session.outcome == "won" and session.played().steps[0] == steps
     # And through the batched recorder of `rdp collect`.  That is another program, whose roundings differ: contacts make two rows
     # of steps drift apart, so they are compared while the robot sets out.
-    theatre = Theatre(robot.env, Recorded(), record=True)
+    runner = EpisodeRunner(robot.env, Recorded(), record=True)
     # As many as there may be steps, so that the program is the same whatever was played.
     actions = np.resize(kept.action[:, None], (robot.env.spec.episode_steps, 1, 23))
     actions[steps:] = kept.action[-1]
-    played = theatre.play(KEY, np.array([number]), robot.params, jnp.asarray(actions))
+    played = runner.play(KEY, np.array([number]), robot.params, jnp.asarray(actions))
     collected = from_played(robot.env, played, np.array([0]), {}, tried=1, won=1)
     for name, ours in {"obs": kept.obs, **kept.extras}.items():
         theirs = {"obs": collected.obs, **collected.extras}[name]
