@@ -88,7 +88,7 @@ def summary(
       backend: the physics backend that really ran, never `auto`; None where none did.
       num_envs: environments stepped side by side.
       wall_s: seconds, compilation included.
-      metrics: what `rdp COMMAND` promises in the README.
+      metrics: what docs/commands.md promises of the command.
       task: what it worked on, if that can be chosen.
       env_steps: environment steps simulated.
     """
@@ -109,24 +109,43 @@ def summary(
     }
 
 
+def _leaf(item: Any) -> str:
+    if isinstance(item, float):
+        return f"{item:.6g}"
+    if isinstance(item, list) and item and all(isinstance(x, float) for x in item):
+        return f"[{', '.join(map(_leaf, item))}]"
+    return "-" if item is None else str(item)
+
+
 def _rows(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, item in value.items():
-        if isinstance(item, Mapping) and item:
+        if isinstance(item, Mapping) and item.get("trials") and "success_rate" in item:  # a whole judgement
+            yield prefix + key, f"{item['success_rate']:.3f} of {item['trials']} (more in the JSON summary)"
+        elif isinstance(item, Mapping) and item:
             yield from _rows(item, f"{prefix}{key}.")
         elif isinstance(item, list) and item and all(isinstance(line, str) for line in item):
             yield from ((prefix + key if i == 0 else "", line) for i, line in enumerate(item))
-        elif isinstance(item, float):
-            yield prefix + key, f"{item:.6g}"
         else:
-            yield prefix + key, "-" if item is None else str(item)
+            yield prefix + key, _leaf(item)
+
+
+def _headline(metrics: Mapping[str, Any]) -> list[str]:
+    """What most people want to know of a command that learned: success before and after."""
+    rates = [metrics.get(f"success_rate_{when}") for when in ("before", "after")]
+    spans = [metrics.get(f"success_ci95_{when}") for when in ("before", "after")]
+    if None in rates or None in spans:
+        return []
+    told = (f"{rate:.3f} ({low:.3f}-{high:.3f})" for rate, (low, high) in zip(rates, spans, strict=True))
+    where = f"; report: {metrics['report']}" if metrics.get("report") else ""
+    return ["", f"success {' -> '.join(told)}{where}"]
 
 
 def show(record: Mapping[str, Any], stream: TextIO | None = None) -> None:
-    """Print a summary for people: one line of circumstances, one row per metric."""
+    """Print a summary for people: one line of circumstances, one row per metric, and what learning changed."""
     facts = [f"{k} {record[k]}" for k in ("task", "seed", "backend", "device", "num_envs") if record[k] is not None]
     rows = list(_rows(record["metrics"]))
     width = max((len(name) for name, _ in rows), default=0)
-    lines = [f"  {name:<{width}}  {text}" for name, text in rows]
+    lines = [f"  {name:<{width}}  {text}" for name, text in rows] + _headline(record["metrics"])
     print(f"rdp {record['command']}: {', '.join(facts)}, {record['wall_s']:.1f} s", *lines, sep="\n", file=stream)
 
 

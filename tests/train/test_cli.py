@@ -26,8 +26,6 @@ from train.output import SUMMARY_KEYS
 from train.task_args import DemoArgs
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-BY_NAME = {command.name: command for command in cli.COMMANDS}
 
 
 def command(name):
@@ -358,10 +356,10 @@ def test_help_lists_every_command(capfd):
 # --- flags ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(BY_NAME))
-def test_command_exists(name):
-    assert dataclasses.is_dataclass(cli._load(BY_NAME[name].args))
-    assert callable(cli._load(BY_NAME[name].run))
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_command_exists(command):
+    assert dataclasses.is_dataclass(cli._load(command.args))
+    assert callable(cli._load(command.run))
 
 
 def test_every_setting_of_ppo_is_a_flag_with_default_and_range(capfd):
@@ -451,35 +449,3 @@ def test_flags_arrive_as_they_were_given(gamma, sizes, seed, minutes, randomize)
     ppo = dataclasses.replace(PPOConfig(), gamma=gamma, actor_sizes=tuple(sizes))
     assert args == dataclasses.replace(TrainArgs.defaults("cpu"), seed=seed, minutes=minutes, ppo=ppo)
     assert parse("controller eval" + " --randomize" * randomize).randomize is randomize
-
-
-# --- README --------------------------------------------------------------------------------------------------------------
-
-
-def readme_lines():
-    blocks = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("rdp ")]
-
-
-def test_readme_shows_commands():
-    assert len(readme_lines()) >= 5
-
-
-@pytest.mark.parametrize("line", readme_lines())
-def test_readme_commands_parse(line, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    out = re.search(r"--out (\S+)", line)
-    if out:
-        Path(out[1]).mkdir(parents=True)
-    for path in re.findall(r"--(?:data|planner) (\S+)", line):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).touch()
-    for path in re.findall(r"--run (\S+)", line):
-        Path(path).mkdir(parents=True, exist_ok=True)
-        (Path(path) / "planner.safetensors").touch()
-    parse(line.removeprefix("rdp "))
-
-
-def test_readme_table_is_what_exists():
-    told = re.findall(r"^\| `rdp ([a-z]+(?: [a-z]+)?)", README, flags=re.MULTILINE)
-    assert sorted(told) == sorted(BY_NAME)

@@ -48,6 +48,20 @@ def test_show_lists_nested_metrics():
     assert [line.split() for line in lines[1:]] == [["a.b", "0.333333"], ["c", "-"]]
 
 
+def test_show_ends_with_what_learning_changed():
+    judged = {"trials": 8, "success_rate": 0.5, "falls": 3}
+    rates = {f"success_rate_{w}": x for w, x in (("before", 0.5), ("after", 1.0))}
+    spans = {f"success_ci95_{w}": x for w, x in (("before", [0.2, 0.8]), ("after", [0.7, 1.0]))}
+    metrics = {**rates, **spans, "before": judged, "report": "runs/a/report.html"}
+    stream = io.StringIO()
+    output.show(output.summary("x", seed=0, backend="mjx", num_envs=2, wall_s=1.0, metrics=metrics), stream)
+    *rows, last = stream.getvalue().splitlines()
+    assert last == "success 0.500 (0.200-0.800) -> 1.000 (0.700-1.000); report: runs/a/report.html"
+    found = dict(row.split(maxsplit=1) for row in rows[1:] if row)
+    assert found["before"] == "0.500 of 8 (more in the JSON summary)"
+    assert found["success_ci95_before"] == "[0.2, 0.8]"
+
+
 # --- Wilson --------------------------------------------------------------------------------------------------------------
 
 
