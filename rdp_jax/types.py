@@ -6,14 +6,16 @@ Dimension glossary, used with these names in every docstring:
 |---|---|
 | `K`  | denoising steps of a diffusion policy |
 | `K'` | the last of them, which are fine-tuned |
+| `S`  | steps that a sampler takes: `K`, fewer with DDIM |
 | `Ta` | predicted chunk length (actions per plan) |
 | `Te` | executed steps of a chunk, `Te <= Ta` |
-| `Do` | observation width |
+| `H`  | observation frames that a planner sees |
+| `Do` | observation width; `D` of what a network sees of it |
 | `Da` | action width |
 | `T`  | rollout length (environment steps per environment and iteration) |
 | `B`  | environments; inside a sharded function, the environments of this device |
 | `G`  | shuffle groups: fixed blocks of environments, independent of the device count |
-| `M`  | minibatches per epoch |
+| `M`  | minibatches per epoch; in DSRL, as in its paper, steps of distillation |
 """
 
 from __future__ import annotations

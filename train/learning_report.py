@@ -88,7 +88,7 @@ def write(
     path: Path,
     env: Hierarchy,
     record: Mapping[str, Any],
-    stages: Mapping[str, Mapping[str, Any]],
+    judgements: Mapping[str, Mapping[str, Any]],
     curve: Sequence[Mapping[str, Any]],
     played: Mapping[str, Played],
 ) -> Path:
@@ -98,56 +98,23 @@ def write(
       path: of the file.
       env: the task's environment.
       record: the command's summary.
-      stages: name ("before", ..., "after") -> figures of an evaluation; at least two, in order.
+      judgements: name ("before", ..., "after") -> figures of an evaluation; at least two, in order.
       curve: a row of metrics per iteration.
       played: name -> the recorded episodes of an evaluation; "before" and "after" are shown.
     """
-    first, last = next(iter(stages.values())), list(stages.values())[-1]
     page = Report(
         f"{record['command']}: {record['task']}",
         f"seed {record['seed']}, {record['metrics'].get('iterations', 0)} iterations, "
         f"{output.count(record['metrics'].get('env_steps') or 0)} environment steps, "
         f"{record['wall_s'] / 60.0:.1f} minutes on {machine().get('cpu', record['device'])}",
     )
-    page.add_section("Before and after")
-    page.add_metrics(
-        {
-            "success before": _rate(first),
-            "success after": _rate(last),
-            "time to success [s]": Metric(
-                last["completion_time_s"], note=f"before {_said(first['completion_time_s'])}"
-            ),
-            "hand error [m]": Metric(
-                last["hand_position_error_m"], note=f"before {_said(first['hand_position_error_m'], 4)}"
-            ),
-        }
-    )
-    rows = [
-        {
-            "": label,
-            **{name: interval(f) if key == "success_rate" else _said(f[key], digits) for name, f in stages.items()},
-        }
-        for key, label, digits in ROWS
-    ]
-    trials = {int(figures["trials"]) for figures in stages.values()}
-    page.add_table(
-        rows,
-        caption=f"{' / '.join(map(str, sorted(trials)))} fresh starts, the same ones in every column; 95 % intervals",
-    )
-    page.add_text("\n".join(f"- **{name}**: {MEANING[name]}" for name in stages if name in MEANING))
+    _changed(page, judgements)
     for flag, meant in CHOSEN.items():
         scores = record["metrics"].get(f"{flag}_scores", {})
         if scores:
             said = ", ".join(f"{value}: {score:.3f}" for value, score in scores.items())
             page.add_text(f"{meant} was chosen by success on other starts ({said}).")
-    page.add_section("Where episodes are lost")
-    names = [name for name in env.task.stages if any(name in f["failures_by_stage"] for f in stages.values())]
-    lost = [
-        {"furthest stage": name, **{k: f["failures_by_stage"].get(name, 0) for k, f in stages.items()}}
-        for name in names
-    ]
-    if lost:
-        page.add_table(lost, caption="lost episodes by the furthest stage that they reached")
+    _lost(page, env.task.stages, judgements)
     if curve:
         count = record["metrics"].get("iterations") or len(curve)
         _curves(page, curve, round((record["metrics"].get("env_steps") or 0) / count))
@@ -167,6 +134,49 @@ def write(
         f"Commit `{record['git']}`; {versions}"
     )
     return page.write(path, overwrite=True)
+
+
+def _changed(page: Report, judgements: Mapping[str, Mapping[str, Any]]) -> None:
+    """What learning changed: the first judgement beside the last, and a column for each."""
+    first, last = next(iter(judgements.values())), list(judgements.values())[-1]
+    page.add_section("Before and after")
+    page.add_metrics(
+        {
+            "success before": _rate(first),
+            "success after": _rate(last),
+            "time to success [s]": Metric(
+                last["completion_time_s"], note=f"before {_said(first['completion_time_s'])}"
+            ),
+            "hand error [m]": Metric(
+                last["hand_position_error_m"], note=f"before {_said(first['hand_position_error_m'], 4)}"
+            ),
+        }
+    )
+    rows = [
+        {
+            "": label,
+            **{name: interval(f) if key == "success_rate" else _said(f[key], digits) for name, f in judgements.items()},
+        }
+        for key, label, digits in ROWS
+    ]
+    trials = {int(figures["trials"]) for figures in judgements.values()}
+    page.add_table(
+        rows,
+        caption=f"{' / '.join(map(str, sorted(trials)))} fresh starts, the same ones in every column; 95 % intervals",
+    )
+    page.add_text("\n".join(f"- **{name}**: {MEANING[name]}" for name in judgements if name in MEANING))
+
+
+def _lost(page: Report, stages: Sequence[str], judgements: Mapping[str, Mapping[str, Any]]) -> None:
+    """Lost episodes by how far they came (`stages` of the task)."""
+    page.add_section("Where episodes are lost")
+    names = [name for name in stages if any(name in f["failures_by_stage"] for f in judgements.values())]
+    lost = [
+        {"furthest stage": name, **{k: f["failures_by_stage"].get(name, 0) for k, f in judgements.items()}}
+        for name in names
+    ]
+    if lost:
+        page.add_table(lost, caption="lost episodes by the furthest stage that they reached")
 
 
 def controllers(row: Mapping[str, Any]) -> bool:

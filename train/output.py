@@ -131,11 +131,12 @@ def _rows(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 def _headline(metrics: Mapping[str, Any]) -> list[str]:
     """What most people want to know of a command that learned: success before and after."""
-    rates = [metrics.get(f"success_rate_{when}") for when in ("before", "after")]
-    spans = [metrics.get(f"success_ci95_{when}") for when in ("before", "after")]
-    if None in rates or None in spans:
-        return []
-    told = (f"{rate:.3f} ({low:.3f}-{high:.3f})" for rate, (low, high) in zip(rates, spans, strict=True))
+    told = []
+    for when in ("before", "after"):
+        rate, span = (metrics.get(f"{name}_{when}") for name in ("success_rate", "success_ci95"))
+        if rate is None or span is None:
+            return []
+        told.append(f"{rate:.3f} ({span[0]:.3f}-{span[1]:.3f})")
     where = f"; report: {metrics['report']}" if metrics.get("report") else ""
     return ["", f"success {' -> '.join(told)}{where}"]
 

@@ -48,7 +48,9 @@ def test_it_is_demonstrated_and_imitated(tmp_path, capsys):
     assert find_planner(out, NAME).dims.frame == sum(layout.values())
     assert main([*words, "--task", "door", "--out", str(tmp_path / "other")]) == 2
     assert f"{NAME!r}, the task of these demonstrations" in capsys.readouterr().err
-    assert main(["finetune", "--task", NAME, "--iterations", "1", "--out", str(tmp_path / "none")]) == 2  # nothing of it is shipped
+    assert (
+        main(["finetune", "--task", NAME, "--iterations", "1", "--out", str(tmp_path / "none")]) == 2
+    )  # nothing of it is shipped
     assert "name your own planner" in capsys.readouterr().err
 
 
