@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scenarios import SCENARIOS
 from rdp_jax.config import ConfigError, chosen, difference, left_out, ranged, span, to_dict
 from train.names import OUTSIDE, PLANNER, T1_TASKS, TASKS, of_t1
 from train.recipes import FRESH_STARTS, RECIPES
@@ -201,20 +200,6 @@ class ControllerEvalArgs(Common):
     randomize: bool = said(False, "draw friction, masses and gains per episode instead of the nominal ones")
     legs: Path | None = input_file("weights of the leg policy (.safetensors); left out: the shipped ones")
     hands: Path | None = input_file("weights of the hand policy (.safetensors); left out: the shipped ones")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchArgs(Common):
-    """Run a benchmark scenario."""
-
-    name: str = word(tuple(SCENARIOS), "scenario")
-    repeats: int | None = optional(1, 10**6, "timed calls per case; left out: the scenario's own choice")
-    set: tuple[str, ...] = appended("settings of the scenario to change, as KEY=VALUE")
-
-    def check(self) -> None:
-        super().check()
-        if self.out is not None and (self.out / f"{self.name}.json").exists():
-            raise ConfigError("out", str(self.out), f"a directory without a {self.name}.json: nothing is overwritten")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -143,8 +143,8 @@ COMMANDS = (
     Command(
         "bench",
         "Run a benchmark scenario.",
-        "train.args:BenchArgs",
-        "train.bench:run_bench",
+        "benchmarks.args:BenchArgs",
+        "benchmarks.command:run_bench",
     ),
 )
 GROUPS = {"": "Diffusion planners and whole-body controllers for humanoids.", "controller": "The low-level controller."}

@@ -14,7 +14,9 @@ WATCHED = {"resume": False, "json": False, "tensorboard": False}
 
 def agreed(args: Any, **free: Any) -> dict[str, Any]:
     """What a run and its resumption must agree on: all flags but `free` ones (name: what is recorded instead) and paths."""
-    return to_dict(without_paths(dataclasses.replace(args, **WATCHED, **free)))
+    found = to_dict(without_paths(dataclasses.replace(args, **WATCHED, **free)))
+    del found["tensorboard"]  # runs that were begun before there was this flag go on, too
+    return found
 
 
 def open_run(args: Any, config: dict[str, Any]) -> Run | None:

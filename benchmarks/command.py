@@ -6,11 +6,11 @@ import json
 import time
 from typing import Any
 
+from benchmarks.args import BenchArgs
 from benchmarks.runner import run
 from benchmarks.scenarios import SCENARIOS
 from envs.physics import available
 from rdp_jax.config import ConfigError
-from train.args import BenchArgs
 from train.output import summary
 
 

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from benchmarks import command as bench
+from benchmarks.args import BenchArgs
 from rdp_jax.config import ConfigError
-from train import bench, cli
-from train.args import BenchArgs
+from train import cli
 
 
 def test_flags_become_settings():
