@@ -37,9 +37,12 @@ def overrides(args: BenchArgs) -> dict[str, Any]:
             raise ConfigError("num_envs", args.num_envs, f"not given: {args.name} has no such setting")
         changes[name] = args.num_envs
     if args.backend != "auto":
-        if "backend" not in settings:
+        if "backend" in settings:
+            changes["backend"] = args.backend
+        elif "cases" in settings and args.backend in settings["cases"].choices:
+            changes["cases"] = (args.backend,)
+        else:
             raise ConfigError("backend", args.backend, f"auto: {args.name} chooses by itself")
-        changes["backend"] = args.backend
     if "seed" in settings:
         changes["seed"] = args.seed
     for pair in args.set:
@@ -87,7 +90,7 @@ def run_bench(args: BenchArgs) -> dict[str, Any]:
         "bench",
         task=args.name,
         seed=args.seed,
-        backend=settings.get("backend") or available()[0],
+        backend=settings.get("backend") or (args.backend if args.backend != "auto" else available()[0]),
         num_envs=settings.get("num_envs", settings.get("lanes", 0)),
         wall_s=time.monotonic() - begin,
         metrics=metrics,

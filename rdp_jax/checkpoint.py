@@ -85,8 +85,8 @@ class Checkpointer:
         try:
             meta = self._manager.restore(iteration, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             saved_config, saved_leaves = meta["config"], meta["leaves"]
-        except Exception as error:  # Orbax raises whatever its parts raise
-            raise CheckpointError(f"{where} is damaged or incomplete: {error}") from error
+        except Exception as error:  # Orbax raises whatever its parts raise, at any length
+            raise CheckpointError(f"{where} is damaged or incomplete: {_first_line(error)}") from error
         leaves = dict(zip(_names(template), _unwrap(template), strict=True))
         shapes = {name: [list(x.shape), str(x.dtype)] for name, x in leaves.items()}
         for what, ours, theirs in (("config", self._config, saved_config), ("array", shapes, saved_leaves)):
@@ -100,7 +100,7 @@ class Checkpointer:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             restored = self._manager.restore(iteration, args=args)["state"]
         except Exception as error:
-            raise CheckpointError(f"{where} is damaged or incomplete: {error}") from error
+            raise CheckpointError(f"{where} is damaged or incomplete: {_first_line(error)}") from error
         return _rewrap([restored.get(name, x) for name, x in leaves.items()], template)
 
     def close(self) -> None:
@@ -108,11 +108,21 @@ class Checkpointer:
         self._manager.close()
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def _rewrap(leaves: list[Any], template: Any) -> Any:
     """Inverse of `_unwrap`.  Copies: a donated buffer must not belong to whoever read it."""
     old, structure = jax.tree.flatten(template)
-    # A copy of an empty array forgets how it was spread over devices, and a compiled program refuses it.
-    copies = [jax.device_put(jnp.array(x, copy=True), x.sharding) for x in leaves]
+
+    def placed(x: Any, like: Any) -> jax.Array:
+        if not like.committed:  # to a device; programs are compiled for either, and this one's is there already
+            return jnp.asarray(np.array(x))
+        # A copy of an empty array forgets how it was spread over devices, and a compiled program refuses it.
+        return jax.device_put(jnp.array(x, copy=True), x.sharding)
+
+    copies = [placed(x, like) for x, like in zip(leaves, _unwrap(template), strict=True)]
     keys = [jax.random.wrap_key_data(n, impl=jax.random.key_impl(o)) if _is_key(o) else n for n, o in zip(copies, old)]
     return jax.tree.unflatten(structure, keys)
 

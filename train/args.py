@@ -153,8 +153,11 @@ class Common:
                 pass
         except OSError as error:
             raise ConfigError("out", str(out), f"a place that can be written to ({error.strerror})") from None
-        if (out / "summary.json").exists() and not self.goes_on:
-            raise ConfigError("out", str(out), "a directory without a summary.json: nothing is overwritten")
+        if self.goes_on:
+            return
+        for name in ("summary.json", "config.json", "checkpoints"):
+            if (out / name).exists():
+                raise ConfigError("out", str(out), f"a directory without a {name}: nothing is overwritten")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -98,13 +98,9 @@ class Attempt:
         return float(self.stage.judge(planner, self.args.seed + CHOOSING, self.args.trials)["score"])
 
     def begin(self) -> None:
-        """Takes the run directory, and judges what is there before anything is learned.  Raises `RunError`, for a resumed run
-        also if it began from another planner or controller."""
+        """Takes the run directory.  Raises `RunError`, for a resumed run also if it began from another planner or controller."""
         recorded = {**settings(self.args), "weights": self._fingerprints(), "given": to_dict(self.given.config)}
         self.run = open_run(self.args, recorded)
-        self.before = self.log.judge("before", self.given)
-        if not self.same:
-            self.untrained = self.log.judge("untrained", self.planner)
 
     def _fingerprints(self) -> dict[str, str]:
         """Of everything that is given: files may move between a run and its resumption, what is in them may not change."""
@@ -113,9 +109,15 @@ class Attempt:
         return {name: fingerprint(weights) for name, weights in given.items()}
 
     def restored(self, state: Any) -> Any:
-        """`state`, or what the run that is resumed had come to."""
+        """`state`, or what the run that is resumed had come to; then judges what is there before anything is learned.
+
+        Raises `CheckpointError`, before that, for a damaged checkpoint.
+        """
         state = self.run.restore(state) if self.run else state
         self.first = int(state.iteration)
+        self.before = self.log.judge("before", self.given)
+        if not self.same:
+            self.untrained = self.log.judge("untrained", self.planner)
         return state
 
     def chosen_std(self) -> dict[str, Any]:

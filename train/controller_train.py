@@ -63,7 +63,10 @@ def run_train(args: TrainArgs) -> dict[str, Any]:
         state = run.restore(state)
     update = ppo.make_update(args.ppo, vector, mesh)
     loop = LoopConfig(
-        iterations=args.iterations, save_every_s=60.0, max_wall_s=60.0 * args.minutes if args.minutes else 0.0
+        iterations=args.iterations,
+        save_every_s=60.0,
+        save_share=0.05,
+        max_wall_s=60.0 * args.minutes if args.minutes else 0.0,
     )
     budget = loop.max_wall_s or None
     compiled: list[float] = []

@@ -116,6 +116,7 @@ def learn(
     loop = LoopConfig(
         iterations=args.iterations,
         save_every_s=60.0,
+        save_share=0.05,
         max_wall_s=60.0 * args.minutes if args.minutes else 0.0,
         eval_every=args.eval_every if evaluate and args.trials else 0,
     )

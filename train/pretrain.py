@@ -104,7 +104,9 @@ def run_pretrain(args: PretrainArgs) -> dict[str, Any]:
     state = bc.init(jax.random.key(args.seed), config, policy, args.planner.history * dims.frame)
     state = run.restore(state) if run else state
     iterations = args.epochs // config.epochs_per_call
-    loop = LoopConfig(iterations=iterations, save_every_s=60.0, max_wall_s=60.0 * (args.minutes or 0.0))
+    loop = LoopConfig(
+        iterations=iterations, save_every_s=60.0, save_share=0.05, max_wall_s=60.0 * (args.minutes or 0.0)
+    )
     with output.Progress(f"pretrain {args.task}", total=iterations, unit="windows") as bar:
         result = train(
             bc.Update(config, policy, mesh),

@@ -19,6 +19,9 @@ class LoopConfig:
 
     iterations: int = ranged(1000, 0, 2**31 - 2, "iterations in total, those before a resume included")
     save_every_s: float = ranged(300.0, 0.0, 1e9, "time between checkpoints; 0 for after every iteration", "s")
+    save_share: float = ranged(
+        0.0, 0.0, 1.0, "share of the time that saving may take to save sooner than save_every_s; 0: it never does"
+    )
     max_wall_s: float = ranged(
         0.0, 0.0, 1e9, "stop after this much time even if iterations are left; 0 for no limit", "s"
     )
@@ -63,10 +66,11 @@ def train(
       evaluate: `state -> metrics`, logged as `eval/NAME`; must not consume the state's buffers.
       progress: called after every iteration.
 
-    An exception inside an iteration loses that iteration only: the last checkpoint stands.
+    An exception inside an iteration, or a kill, loses what came since the last checkpoint: a signal to stop loses nothing.
     """
     params_at = env_params if callable(env_params) else lambda _: env_params
     begin = saved = time.monotonic()
+    cost = 0.0  # of the last checkpoint; the first is saved at once to know it
     metrics: dict[str, Any] = run.latest() if run else {}  # of a run that is resumed with nothing left to do
     with StopSignal() as stop:
         first = iteration = int(state.iteration)
@@ -83,9 +87,11 @@ def train(
                 metrics |= {f"eval/{name}": value for name, value in evaluate(state).items()}
             if run:
                 run.log(iteration, metrics)
-            if run and now - saved >= config.save_every_s:
+            soon = cost / config.save_share if config.save_share else config.save_every_s
+            if run and now - saved >= min(soon, config.save_every_s):
                 run.save(iteration, state)
                 saved = time.monotonic()
+                cost = saved - now
             if progress:
                 progress(Progress(iteration, config.iterations, metrics, time.monotonic() - begin))
         if run and (iteration > first or run.checkpoints.latest() is None):

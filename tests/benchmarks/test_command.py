@@ -15,10 +15,15 @@ def test_flags_become_settings():
     assert bench.overrides(args) == {"lanes": 4, "steps": 2, "cases": ("native",), "noise": 0.1}
 
 
-@pytest.mark.parametrize("change", [{"set": ("speed=3",)}, {"set": ("steps",)}, {"backend": "mjx"}])
+def test_a_backend_is_a_case_where_cases_are_backends():
+    assert bench.overrides(BenchArgs(name="tasks", backend="native"))["cases"] == ("native",)
+    assert bench.overrides(BenchArgs(name="physics", backend="mjx"))["cases"] == ("mjx",)
+
+
+@pytest.mark.parametrize("change", [{"set": ("speed=3",)}, {"set": ("steps",)}, {"backend": "mjx", "name": "chain"}])
 def test_a_setting_that_the_scenario_lacks_is_refused(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
-        bench.overrides(BenchArgs(name="physics", **change))
+        bench.overrides(BenchArgs(**{"name": "physics", **change}))
 
 
 @pytest.mark.parametrize(
