@@ -292,8 +292,10 @@ def test_demonstrations_are_learned_from():
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(ConfigError, match="capacity"):
-        make(dataclasses.replace(CONFIG, capacity=32))
+    with pytest.raises(ConfigError, match="capacity=32, allowed: at least"):
+        make(dataclasses.replace(CONFIG, capacity=32, batch=8))
+    with pytest.raises(ConfigError, match="batch=8192, allowed: at most capacity=4096"):
+        make(dataclasses.replace(CONFIG, batch=8192))
     with pytest.raises(ConfigError, match="variant"):
         make(dataclasses.replace(CONFIG, variant="td3"))
     with pytest.raises(ConfigError, match="distillations=0, allowed: at least 1 in na"):

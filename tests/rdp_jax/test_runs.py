@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,41 @@ def test_killed_between_checkpoints(go, straight, tmp_path):
     result = go(tmp_path, 6, resume=True)
     assert_same_bits(result.state, straight[0])
     assert timeless(lines(tmp_path)) == timeless(lines(straight[1]))
+
+
+def test_where_saving_is_cheap_a_kill_loses_little(go, tmp_path, monkeypatch):
+    """Saving takes 0.05 s here: with a share of 1 there is time for it every few iterations, with a tiny one after the first."""
+    real, saved = Run.save, {}
+
+    def slow(run, iteration, state):
+        time.sleep(0.05)
+        saved.setdefault(run.out.name, []).append(iteration)
+        real(run, iteration, state)
+
+    def die(progress):
+        time.sleep(0.2)
+        if progress.iteration == 6:
+            raise Killed
+
+    monkeypatch.setattr(Run, "save", slow)
+    for name, share in (("often", 1.0), ("seldom", 1e-4)):
+        with pytest.raises(Killed):
+            go(tmp_path / name, 9, progress=die, save_share=share)
+    assert saved["seldom"] == [1] and len(saved["often"]) >= 3
+
+
+def test_a_state_that_goes_on_needs_no_program_of_its_own(go, tiny_update, tmp_path):
+    """Arrays that are bound to a device are other arguments, for which all would be compiled once more."""
+    go(tmp_path, 1)
+    compiled = tiny_update.cache_size()
+    state = go(tmp_path, 2, resume=True).state
+    assert tiny_update.cache_size() == compiled
+    with Run(tmp_path, read_config(tmp_path), resume=True) as run:
+        assert not any(x.committed for x in jax.tree.leaves(run.restore(state)))
+
+
+def read_config(out):
+    return json.loads((out / "config.json").read_text())["config"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

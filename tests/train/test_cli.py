@@ -320,6 +320,10 @@ def test_a_summary_is_not_overwritten_unless_a_command_goes_on(tmp_path, capfd):
     assert cli.main(["echo", *words, "--seed", "1"]) == 2
     assert "--out: got" in capfd.readouterr().err
     assert cli.main(["reproduce", "success", *words]) == 2
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").touch()  # somebody learns there, and has no summary yet
+    assert cli.main(["echo", "--out", str(tmp_path / "run")]) == 2
+    assert "without a config.json" in capfd.readouterr().err
     (tmp_path / "table.json").touch()
     assert parse(f"reproduce success --out {tmp_path}").goes_on
     assert parse(f"refine --resume --out {tmp_path}").goes_on and not parse("refine").goes_on
