@@ -39,6 +39,8 @@ def overrides(args: BenchArgs) -> dict[str, Any]:
     if args.backend != "auto":
         if "backend" in settings:
             changes["backend"] = args.backend
+        elif any(pair.startswith("cases=") for pair in args.set):
+            raise ConfigError("backend", args.backend, "auto, with cases that are named")
         elif "cases" in settings and args.backend in settings["cases"].choices:
             changes["cases"] = (args.backend,)
         else:

@@ -155,9 +155,10 @@ class Common:
             raise ConfigError("out", str(out), f"a place that can be written to ({error.strerror})") from None
         if self.goes_on:
             return
+        resume = ", or with --resume" if hasattr(self, "resume") else ""
         for name in ("summary.json", "config.json", "checkpoints"):
             if (out / name).exists():
-                raise ConfigError("out", str(out), f"a directory without a {name}: nothing is overwritten")
+                raise ConfigError("out", str(out), f"a directory without a {name}{resume}: nothing is overwritten")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,7 @@ def train(
             if run:
                 run.log(iteration, metrics)
             soon = cost / config.save_share if config.save_share else config.save_every_s
+            now = time.monotonic()
             if run and now - saved >= min(soon, config.save_every_s):
                 run.save(iteration, state)
                 saved = time.monotonic()

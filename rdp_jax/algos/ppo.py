@@ -347,14 +347,16 @@ def prepare(
     log_prob, policy_mean = minibatch.in_blocks(
         lambda block: score(state.params["actor"], *block)[:2], (actor_obs, data.action), config.minibatches
     )
+    standard = (advantage - mean) / (jnp.sqrt(variance) + 1e-8)
     batch = Batch(
         actor_obs=actor_obs,
         critic_obs=critic_obs,
         action=data.action,
         log_prob=log_prob,
         mean=policy_mean,
-        advantage=(advantage - mean) / (jnp.sqrt(variance) + 1e-8),
-        target=target,
+        # Whatever stands where nothing happened has no gradient either, not even one that is not finite.
+        advantage=standard if live is None else jnp.where(live, standard, 0.0),
+        target=target if live is None else jnp.where(live, target, value),
         live=live,
     )
     explained = 1.0 - unexplained / jnp.maximum(target_variance, 1e-12)
@@ -379,8 +381,8 @@ def loss(
     def average(x: Array) -> Array:
         if batch.live is None:
             return x.mean(dtype=jnp.float32)
-        count = parallel.pmean(batch.live.sum(dtype=jnp.float32), axis)
-        return x.sum(where=batch.live, dtype=jnp.float32) / jnp.maximum(count, 1.0)
+        count, devices = parallel.psum((batch.live.sum(dtype=jnp.float32), jnp.float32(1.0)), axis)
+        return x.sum(where=batch.live, dtype=jnp.float32) * devices / jnp.maximum(count, 1.0)
 
     chex.assert_equal_shape([log_prob, batch.log_prob, batch.advantage])
     ratio = jnp.exp(jnp.clip(log_prob - batch.log_prob, -MAX_LOG_RATIO, MAX_LOG_RATIO))
@@ -426,6 +428,8 @@ def learn(config: PPOConfig, mesh: Mesh | None, state: LearnerState, batches: li
         clipped = {name: guard.clip_norm(grads[name], config.max_grad_norm) for name in GROUPS}
         grads = {name: clipped[name][0] for name in GROUPS}
         adapted = finite if not config.critic_warmup else finite & ~warming
+        if minibatch_data.live is not None:  # of a minibatch in which nothing happened the KL says nothing
+            adapted &= parallel.psum(minibatch_data.live.sum(), axis) > 0
         lr = jnp.where(adapted, adapt_lr(config, lr, info["policy/kl"]), lr)
         updates, new_opt_state = optax.scale_by_adam().update(grads, opt_state)
         rates = {"actor": lr, "critic": config.critic_lr or lr}

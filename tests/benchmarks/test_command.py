@@ -20,7 +20,15 @@ def test_a_backend_is_a_case_where_cases_are_backends():
     assert bench.overrides(BenchArgs(name="physics", backend="mjx"))["cases"] == ("mjx",)
 
 
-@pytest.mark.parametrize("change", [{"set": ("speed=3",)}, {"set": ("steps",)}, {"backend": "mjx", "name": "chain"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"set": ("speed=3",)},
+        {"set": ("steps",)},
+        {"backend": "mjx", "name": "chain"},
+        {"backend": "mjx", "set": ("cases=native",)},
+    ],
+)
 def test_a_setting_that_the_scenario_lacks_is_refused(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         bench.overrides(BenchArgs(**{"name": "physics", **change}))

@@ -43,12 +43,12 @@ def timeless(rows):
 def go(tiny, tiny_update, env):
     """Runs the tiny PPO up to an iteration in a directory, resuming if told; returns the loop's result."""
 
-    def run_to(out, iterations, resume=False, progress=None, **settings):
+    def run_to(out, iterations, resume=False, progress=None, evaluate=None, **settings):
         params = env.default_params()
         state = ppo.init(jax.random.key(3), tiny, env, params)
         settings = loop.LoopConfig(iterations=iterations, **settings)
         with Run(out, config.to_dict(tiny), resume=resume) as run:
-            return loop.train(tiny_update, run.restore(state), params, settings, run, progress=progress)
+            return loop.train(tiny_update, run.restore(state), params, settings, run, evaluate, progress)
 
     return run_to
 
