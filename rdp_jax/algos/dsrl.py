@@ -145,12 +145,12 @@ class DSRLConfig:
             raise ConfigError(
                 "distillations", self.distillations, "at least 1 in na, whose actor climbs what they learn"
             )
-        if self.batch > self.capacity:
-            raise ConfigError("batch", self.batch, f"at most capacity={self.capacity}")
         if self.num_envs * self.unroll_length > self.capacity:
             raise ConfigError(
                 "capacity", self.capacity, f"at least {self.num_envs * self.unroll_length} (an iteration)"
             )
+        if self.batch > self.capacity:
+            raise ConfigError("batch", self.batch, f"at most capacity={self.capacity}")
 
 
 @struct.dataclass
