@@ -263,17 +263,21 @@ class Progress:
         elif self._line != self._last_line:
             self._print()
 
-    def update(self, done: int, env_steps: int = 0, note: str = "") -> None:
-        """`done` of `total` are finished, `env_steps` (or whatever `unit` names) so far; `note` is shown as it is."""
+    def update(self, done: int, env_steps: int = 0, note: str = "", share: float | None = None) -> None:
+        """`done` of `total` are finished, `env_steps` (or whatever `unit` names) so far; `note` is shown as it is.
+
+        `share` is that of the time that has passed, where `done` does not tell (many end at once): the time left follows from it.
+        """
         now = self._clock()
+        passed = done if share is None else share * self.total
         # Rates run from the first update on: what came before it is compilation.
-        self._points.append((now, done, env_steps))
-        began, done0, steps0 = self._points[0]
+        self._points.append((now, passed, env_steps))
+        began, passed0, steps0 = self._points[0]
         span = now - began
         facts = []
         if span > 0 and env_steps > steps0:
             facts.append(f"{count((env_steps - steps0) / span)} steps/s")
-        left = self._left(done, (done - done0) / span if span > 0 else 0.0, now)
+        left = self._left(passed, (passed - passed0) / span if span > 0 else 0.0, now)
         if left is not None:
             facts.append(f"{duration(left)} left")
         if note:
@@ -287,8 +291,8 @@ class Progress:
             self._printed = now
             self._print()
 
-    def _left(self, done: float, rate: float, now: float) -> float | None:
-        guesses = [(self.total - done) / rate] if rate > 0 else []
+    def _left(self, passed: float, rate: float, now: float) -> float | None:
+        guesses = [(self.total - passed) / rate] if rate > 0 else []
         if self.budget_s is not None:
             guesses.append(self.budget_s - (now - self._start))
         return min(guesses, default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +155,23 @@ class Played:
         )
 
 
+class Progress(NamedTuple):
+    """Episodes that have ended, those of them that were won, steps of the environment that were made, and the share of all the
+    time that the episodes may take."""
+
+    ended: int
+    won: int
+    steps: int
+    share: float
+
+
+def _progress(carry: Any, share: float) -> Progress:
+    """Of what `EpisodeRunner` carries from block to block, after this share of the time limit."""
+    _, _, ended, metrics, _, steps = carry
+    won = ended & (metrics["success"] > 0.5)
+    return Progress(int(ended.sum()), int(won.sum()), int(steps.sum()), 1.0 if bool(ended.all()) else min(share, 1.0))
+
+
 def start_keys(key: Array, numbers: np.ndarray) -> Array:
     """`(E,)` keys of the resets of episodes `numbers (E,)`; `key` is that of their stream."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.split(key)[0], jnp.asarray(numbers, jnp.uint32))
@@ -204,12 +221,9 @@ class EpisodeRunner:
         numbers: np.ndarray,
         env_params: Any,
         player_params: Any = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> Played:
-        """Episodes `numbers (E,)`: starts depend on `key` and the number alone, what the player draws on the batch too.
-
-        `progress` is told, now and then, how many episodes have ended and how many steps were made.
-        """
+        """Episodes `numbers (E,)`: starts depend on `key` and the number alone, what the player draws on the batch too."""
         states = self._fresh(start_keys(key, numbers), env_params)
         memory = self._start(jax.random.fold_in(jax.random.split(key)[1], int(numbers[0])), states)
         count = len(numbers)
@@ -224,12 +238,13 @@ class EpisodeRunner:
         )
         carry = jax.tree.map(lambda x: jnp.array(x, copy=True), carry)
         recorded: list[Any] = []
-        for _ in range(0, self.env.spec.episode_steps, self.block):
+        limit = self.env.spec.episode_steps
+        for begun in range(0, limit, self.block):
             carry, seen = self._advance(carry, env_params, player_params)
             if self.record:
                 recorded.append(jax.device_get(seen))
             if progress:
-                progress(int(carry[2].sum()), int(carry[5].sum()))
+                progress(_progress(carry, (begun + self.block) / limit))
             if bool(carry[2].all()):
                 break
         _, _, _, metrics, sums, steps = jax.device_get(carry)
@@ -258,18 +273,19 @@ def evaluate(
     env_params: Any,
     player_params: Any = None,
     at_once: int = 256,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Played:
     """`trials` episodes of the evaluation stream of `seed`."""
     key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
     parts: list[Played] = []
     for first in range(0, trials, at_once):
         numbers = np.arange(first, min(first + at_once, trials))
-        steps = sum(int(part.steps.sum()) for part in parts)
+        before = (sum(int(part.success.sum()) for part in parts), sum(int(part.steps.sum()) for part in parts))
 
-        def report_block(ended: int, made: int, first: int = first, steps: int = steps) -> None:
+        def report_block(now: Progress, first: int = first, size: int = len(numbers), before: tuple = before) -> None:
             if progress:
-                progress(first + ended, steps + made)
+                share = (first + now.share * size) / trials
+                progress(Progress(first + now.ended, before[0] + now.won, before[1] + now.steps, share))
 
         part = runner.play(key, numbers, env_params, player_params, report_block)
         parts.append(part if trials <= at_once else part.unrecorded())  # thousands of recordings would fill the memory

@@ -191,7 +191,7 @@ class HumanoidStage:
                 self.params,
                 weights,
                 side_by_side(self, trials, at_once),
-                lambda done, steps: bar.update(done, steps, ""),
+                lambda now: bar.update(now.ended, now.steps, f"won {now.won}", now.share),
             )
         self.last = played
         found = report(self.env, played)

@@ -1,6 +1,7 @@
 """Planner environments: the action's meaning, the observation's layout, success and near misses, the expert at work."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from envs.tasks.transport import GOAL_EDGE
 from envs.toy import Toy
 from rdp_jax.config import ConfigError
 from train.controller_weights import act, load_part
-from train.rollouts import EpisodeRunner, ExpertPlayer, report
+from train.rollouts import EpisodeRunner, ExpertPlayer, Progress, report
 
 
 @pytest.fixture(scope="session")
@@ -278,8 +279,11 @@ def test_a_box_that_juts_out_over_the_goal_table_falls_only_past_its_middle(insi
 def test_the_expert_picks_the_box_up(pickup, start):
     _, params = start
     runner = EpisodeRunner(pickup, ExpertPlayer(make_expert("pickup", pickup)), record=True)
-    played = runner.play(jax.random.key(7), np.arange(8), params)
+    told: list[Progress] = []
+    played = runner.play(jax.random.key(7), np.arange(8), params, progress=told.append)
     found = report(pickup, played)
+    assert told[-1] == (8, played.success.sum(), played.steps.sum(), 1.0)
+    assert all(a.share < b.share and a.ended <= b.ended for a, b in itertools.pairwise(told))
     assert found["success_rate"] >= 0.6 and found["trials"] == 8
     assert played.frames.shape[1:] == (8, pickup.frame_dim) and played.actions.shape[2] == ACTION_DIM
     i = int(np.argmax(played.success))

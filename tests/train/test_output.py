@@ -142,6 +142,15 @@ def test_progress_minds_the_time_budget():
     assert "1m10s left" in stream.getvalue().splitlines()[-1]
 
 
+def test_progress_of_what_ends_all_at_once_goes_by_the_time_that_has_passed():
+    clock, stream = Clock(), io.StringIO()
+    progress = output.Progress("eval", 256, every_s=0, stream=stream, clock=clock)
+    for i in range(1, 6):
+        clock.now += 10
+        progress.update(0 if i < 5 else 1, env_steps=100 * i, note="won 0", share=i / 10)
+    assert "50s left  won 0" in stream.getvalue().splitlines()[-1]
+
+
 def test_progress_on_a_terminal_is_a_bar():
     clock, stream = Clock(), Terminal()
     with output.Progress("train", 4, stream=stream, clock=clock) as progress:
