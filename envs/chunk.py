@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from envs.core import Env, State, whose_resets
+from envs.physics.base import put_to_rest
 from rdp_jax.config import ConfigError
 from rdp_jax.types import Ticks
 
@@ -78,7 +79,7 @@ class Chunked:
 
         def one(carry, inputs):
             state, paid, over = carry
-            after, seen = step(state, *inputs)
+            after, seen = step(state.replace(physics=put_to_rest(state.physics, over)), *inputs)
             # A live step that diverged must not poison the sum of a chunk that was finite before: the outer guard sees the
             # state's own flags and observations.
             paid = paid + jnp.where(over, 0.0, after.reward)

@@ -13,6 +13,7 @@ import numpy as np
 from envs.core import State
 from envs.experts.base import Expert
 from envs.experts.clumsy import Clumsy
+from envs.physics.base import put_to_rest
 from envs.tasks.hierarchy import METRICS, Hierarchy
 from envs.wrappers import AutoReset
 from rdp_jax.planner import Actor
@@ -208,6 +209,7 @@ class EpisodeRunner:
                 intended = self.player.intended(memory, action)
                 seen = (self._frame(states), intended, states.physics.qpos, after.metrics["stage"].astype(jnp.int32))
             ended = ended | after.terminated | after.truncated | broken
+            after = after.replace(physics=put_to_rest(after.physics, ended))
             return (after, memory, ended, metrics, sums, count + live), seen
 
         return jax.lax.scan(one, carry, None, length=self.block)

@@ -47,7 +47,8 @@ class PhysicsState:
       qvel: `(nv,)` generalised velocities [m/s, rad/s]; free joints: linear in world, angular in body frame.
       time: `()` simulated seconds.
       sensordata: `(nsensordata,)` named sensors.  As in `mj_step`, they are evaluated at the start of the last substep.
-      diverged: `()` bool, true once the state is non-finite or absurdly fast; such a state is frozen, never propagated.
+      diverged: `()` bool, true once the state is non-finite or absurdly fast; such a state is frozen, never propagated
+        (and costs the native engine nothing: `put_to_rest`).
       backend: what the backend needs besides (opaque).
     """
 
@@ -92,6 +93,15 @@ class Physics(Protocol):
         (a door's latch, whose logic the environment keeps in its own state).
         """
         ...
+
+
+def put_to_rest(physics: Any, done: Array) -> Any:
+    """`physics` with the states of which nobody wants to know more, `done` (like its flags), flagged as if they had diverged.
+
+    Physics without such a flag (a toy's) stays as it is.
+    """
+    flag = getattr(physics, "diverged", None)
+    return physics if flag is None else physics.replace(diverged=flag | done)
 
 
 def sensor_slices(model: mujoco.MjModel) -> dict[str, slice]:

@@ -47,8 +47,8 @@ def vary_like(tree: Any, ref: Array) -> Any:
     return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(axes), to="varying"), tree) if axes else tree
 
 
-# (qpos, qvel, act, time, ctrl) -> (qpos, qvel, act, sensordata, ok)
-Advance = Callable[[Array, Array, Array, Array, Array], tuple[Array, Array, Array, Array, Array]]
+# (qpos, qvel, act, time, ctrl, good) -> (qpos, qvel, act, sensordata, ok); what comes of a lane that is not good is not used
+Advance = Callable[[Array, Array, Array, Array, Array, Array], tuple[Array, Array, Array, Array, Array]]
 
 
 def guarded_init(
@@ -105,6 +105,7 @@ def guarded_step(
         jnp.where(good, act, 0.0),
         state.time,
         jnp.where(good, ctrl, 0.0).astype(dtype),
+        good,
     )
     good &= ok
 

@@ -148,7 +148,8 @@ class MjxPhysics:
         """See `envs.physics.base.Physics.step`."""
         model = self._scaled(params)
 
-        def advance(qpos, qvel, act, time, ctrl):
+        def advance(qpos, qvel, act, time, ctrl, good):
+            del good  # all lanes cost the same
             data = self._data.replace(qpos=qpos, qvel=qvel, act=act, time=time, ctrl=ctrl)
             if eq_active is not None:
                 data = data.replace(eq_active=eq_active.astype(self._data.eq_active.dtype))

@@ -149,9 +149,9 @@ class NativePhysics:
         m = self.model
         nx = m.nq + m.nv + m.na
 
-        def advance(qpos, qvel, act, time, ctrl):
+        def advance(qpos, qvel, act, time, ctrl, good):
             # One array in and one out: each argument of a callback costs a transfer.
-            parts = [time[None], qpos, qvel, act, ctrl]
+            parts = [good[None].astype(qpos.dtype), time[None], qpos, qvel, act, ctrl]
             if eq_active is not None:
                 parts.append(eq_active.astype(qpos.dtype))
             if params is not None:
@@ -171,7 +171,17 @@ class NativePhysics:
     # Host side: NumPy only, everything under the pool's lock.
 
     def _step_host(self, packed: np.ndarray, substeps: int, with_eq: bool) -> np.ndarray:
-        """`(lanes, nin)` packed lanes -> `(lanes, nout)`: qpos, qvel, act, sensordata, ok."""
+        """`(lanes, nin)` packed lanes -> `(lanes, nout)`: qpos, qvel, act, sensordata, ok; zeros, at no cost, of those that are
+        not good."""
+        m = self._base
+        result = np.zeros((len(packed), m.nq + m.nv + m.na + m.nsensordata + 1), packed.dtype)
+        good = np.flatnonzero(packed[:, 0])
+        if len(good):
+            result[good] = self._advance_host(packed[good, 1:], substeps, with_eq)
+        return result
+
+    def _advance_host(self, packed: np.ndarray, substeps: int, with_eq: bool) -> np.ndarray:
+        """As `_step_host`, all of them good."""
         lanes, m = len(packed), self._base
         nx, ns = m.nq + m.nv + m.na, m.nsensordata
         nc = m.nu + (m.neq if with_eq else 0)

@@ -16,8 +16,9 @@ from jax.sharding import Mesh, PartitionSpec
 from physics_models import small_model, starts
 
 from envs.physics import available, make_physics, variants
-from envs.physics.base import sensor_slices
+from envs.physics.base import put_to_rest, sensor_slices
 from envs.physics.mjx import MjxPhysics, with_cones
+from envs.physics.native import NativePhysics
 from envs.tasks.catalog import make_task
 from rdp_jax.config import ConfigError
 
@@ -211,6 +212,28 @@ def test_latch_can_be_released(backend):
     door = np.abs(np.asarray(state.qpos[:, -1]))
     assert (door[1::2] < 0.02).all()
     assert (door[::2] > 0.1).all()
+
+
+def test_a_state_at_rest_costs_the_native_engine_nothing(monkeypatch):
+    stepped, advance = [], NativePhysics._advance_host
+
+    def counted(self, packed, *rest):
+        stepped.append(len(packed))
+        return advance(self, packed, *rest)
+
+    monkeypatch.setattr(NativePhysics, "_advance_host", counted)
+    init, step = jitted("native")
+    qpos, qvel, ctrl = starts(MODEL, LANES)
+    state = init(qpos, qvel, nominal())
+    expected = jax.block_until_ready(step(state, ctrl, nominal(), LATCHED))
+    for count in (3, LANES):  # all of them: the engine is not asked at all
+        resting = np.arange(LANES) < count
+        new = step(put_to_rest(state, resting), ctrl, nominal(), LATCHED)
+        np.testing.assert_array_equal(new.diverged, resting)
+        np.testing.assert_array_equal(new.qpos, np.where(resting[:, None], state.qpos, expected.qpos))
+        np.testing.assert_array_equal(new.sensordata, np.where(resting[:, None], state.sensordata, expected.sensordata))
+    assert stepped == [LANES, LANES - 3]
+    assert put_to_rest((), resting) == ()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

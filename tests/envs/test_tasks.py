@@ -11,6 +11,7 @@ import pytest
 from box_views import placed
 
 from envs.chunk import Chunked
+from envs.physics.native import NativePhysics
 from envs.t1.robot import Robot
 from envs.tasks.box import EDGE, TABLE_HEIGHT
 from envs.tasks.catalog import TASKS, make_expert, make_task
@@ -79,6 +80,22 @@ def test_chunks_stop_at_the_end_of_an_episode():
     assert bool(last.truncated) and int(last.task.step) == 5  # two of the three actions, not three
     with pytest.raises(ConfigError, match="executed=6"):
         Chunked(toy, 6)
+
+
+def test_the_rest_of_a_chunk_is_not_simulated(pickup, start, monkeypatch):
+    stepped, advance = [], NativePhysics._advance_host
+
+    def counted(self, packed, *rest):
+        stepped.append(len(packed))
+        return advance(self, packed, *rest)
+
+    monkeypatch.setattr(NativePhysics, "_advance_host", counted)
+    monkeypatch.setattr(pickup.task, "success", lambda world, view: jnp.array(True))
+    state, params = start
+    chunk = jnp.tile(encode(decode(jnp.zeros(ACTION_DIM))), 3)
+    after = jax.block_until_ready(jax.jit(lambda s: Chunked(pickup, 3).step(s, chunk, params))(state))
+    assert bool(after.terminated) and not bool(after.physics.diverged)
+    assert sum(stepped) == pickup.ticks
 
 
 def test_observation_is_its_manifest(pickup, start):
