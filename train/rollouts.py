@@ -156,7 +156,7 @@ class Played:
         )
 
 
-class Progress(NamedTuple):
+class Tally(NamedTuple):
     """Episodes that have ended, those of them that were won, steps of the environment that were made, and the share of all the
     time that the episodes may take."""
 
@@ -166,11 +166,11 @@ class Progress(NamedTuple):
     share: float
 
 
-def _progress(carry: Any, share: float) -> Progress:
+def _tally(carry: Any, share: float) -> Tally:
     """Of what `EpisodeRunner` carries from block to block, after this share of the time limit."""
-    _, _, ended, metrics, _, steps = carry
-    won = ended & (metrics["success"] > 0.5)
-    return Progress(int(ended.sum()), int(won.sum()), int(steps.sum()), 1.0 if bool(ended.all()) else min(share, 1.0))
+    ended, success, steps = jax.device_get((carry[2], carry[3]["success"], carry[5]))
+    won = ended & (success > 0.5)
+    return Tally(int(ended.sum()), int(won.sum()), int(steps.sum()), 1.0 if ended.all() else min(share, 1.0))
 
 
 def start_keys(key: Array, numbers: np.ndarray) -> Array:
@@ -223,7 +223,7 @@ class EpisodeRunner:
         numbers: np.ndarray,
         env_params: Any,
         player_params: Any = None,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[Tally], None] | None = None,
     ) -> Played:
         """Episodes `numbers (E,)`: starts depend on `key` and the number alone, what the player draws on the batch too."""
         states = self._fresh(start_keys(key, numbers), env_params)
@@ -246,7 +246,7 @@ class EpisodeRunner:
             if self.record:
                 recorded.append(jax.device_get(seen))
             if progress:
-                progress(_progress(carry, (begun + self.block) / limit))
+                progress(_tally(carry, (begun + self.block) / limit))
             if bool(carry[2].all()):
                 break
         _, _, _, metrics, sums, steps = jax.device_get(carry)
@@ -275,7 +275,7 @@ def evaluate(
     env_params: Any,
     player_params: Any = None,
     at_once: int = 256,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Tally], None] | None = None,
 ) -> Played:
     """`trials` episodes of the evaluation stream of `seed`."""
     key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
@@ -284,10 +284,10 @@ def evaluate(
         numbers = np.arange(first, min(first + at_once, trials))
         before = (sum(int(part.success.sum()) for part in parts), sum(int(part.steps.sum()) for part in parts))
 
-        def report_block(now: Progress, first: int = first, size: int = len(numbers), before: tuple = before) -> None:
+        def report_block(now: Tally, first: int = first, size: int = len(numbers), before: tuple = before) -> None:
             if progress:
                 share = (first + now.share * size) / trials
-                progress(Progress(first + now.ended, before[0] + now.won, before[1] + now.steps, share))
+                progress(Tally(first + now.ended, before[0] + now.won, before[1] + now.steps, share))
 
         part = runner.play(key, numbers, env_params, player_params, report_block)
         parts.append(part if trials <= at_once else part.unrecorded())  # thousands of recordings would fill the memory

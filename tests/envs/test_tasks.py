@@ -11,7 +11,6 @@ import pytest
 from box_views import placed
 
 from envs.chunk import Chunked
-from envs.physics.native import NativePhysics
 from envs.t1.robot import Robot
 from envs.tasks.box import EDGE, TABLE_HEIGHT
 from envs.tasks.catalog import TASKS, make_expert, make_task
@@ -23,7 +22,7 @@ from envs.tasks.transport import GOAL_EDGE
 from envs.toy import Toy
 from rdp_jax.config import ConfigError
 from train.controller_weights import act, load_part
-from train.rollouts import EpisodeRunner, ExpertPlayer, Progress, report
+from train.rollouts import EpisodeRunner, ExpertPlayer, Tally, report
 
 
 @pytest.fixture(scope="session")
@@ -82,14 +81,7 @@ def test_chunks_stop_at_the_end_of_an_episode():
         Chunked(toy, 6)
 
 
-def test_the_rest_of_a_chunk_is_not_simulated(pickup, start, monkeypatch):
-    stepped, advance = [], NativePhysics._advance_host
-
-    def counted(self, packed, *rest):
-        stepped.append(len(packed))
-        return advance(self, packed, *rest)
-
-    monkeypatch.setattr(NativePhysics, "_advance_host", counted)
+def test_the_rest_of_a_chunk_is_not_simulated(pickup, start, stepped, monkeypatch):
     monkeypatch.setattr(pickup.task, "success", lambda world, view: jnp.array(True))
     state, params = start
     chunk = jnp.tile(encode(decode(jnp.zeros(ACTION_DIM))), 3)
@@ -293,12 +285,14 @@ def test_a_box_that_juts_out_over_the_goal_table_falls_only_past_its_middle(insi
     assert (moved < 0.003) == stays
 
 
-def test_the_expert_picks_the_box_up(pickup, start):
+def test_the_expert_picks_the_box_up(pickup, start, stepped):
     _, params = start
     runner = EpisodeRunner(pickup, ExpertPlayer(make_expert("pickup", pickup)), record=True)
-    told: list[Progress] = []
+    told: list[Tally] = []
     played = runner.play(jax.random.key(7), np.arange(8), params, progress=told.append)
     found = report(pickup, played)
+    assert sum(stepped) == pickup.ticks * played.steps.sum()  # who has ended is not simulated while others go on
+    assert len(set(played.steps)) > 1
     assert told[-1] == (8, played.success.sum(), played.steps.sum(), 1.0)
     assert all(a.share < b.share and a.ended <= b.ended for a, b in itertools.pairwise(told))
     assert found["success_rate"] >= 0.6 and found["trials"] == 8

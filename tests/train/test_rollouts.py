@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from train.rollouts import MEANS, Played, Progress, evaluate
+from train.rollouts import MEANS, Played, Tally, evaluate
 
 
 class Batches:
@@ -10,8 +10,8 @@ class Batches:
 
     def play(self, key, numbers, env_params, player_params, progress):
         count = len(numbers)
-        progress(Progress(0, 0, 5 * count, 0.5))
-        progress(Progress(count, int((numbers % 2 == 0).sum()), 10 * count, 1.0))
+        progress(Tally(0, 0, 5 * count, 0.5))
+        progress(Tally(count, int((numbers % 2 == 0).sum()), 10 * count, 1.0))
         lost = np.zeros(count, bool)
         return Played(
             success=numbers % 2 == 0,
